@@ -1,0 +1,136 @@
+"""The table of systems and objectives: module path, what each provides and needs. Torch-free.
+
+A recipe is checked against this table on the login node, before anything is built. An entry names
+its class by path, so that a new system or objective is one line here and one file there; nothing
+registers itself. Parameter and FLOP formulas stand in `dsvlp.accounting.flops`.
+
+The other systems' lines, when they come: `fiber` (provides unimodal, fused, causal), `pixelbert`,
+`semvlp` (fused); `itc` provides `similarity`, which ITM's hard negatives need.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dsvlp.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model or objective.
+
+    Attributes:
+        path: "module:Class".
+        summary: one line for people.
+        provides: what it offers ("unimodal", "fused", "grid", "queries").
+        needs: what it must find among the model's and the other objectives' offers.
+        data: annotations that every training source must have ("segmentation", "boxes").
+    """
+
+    path: str
+    summary: str
+    provides: frozenset[str] = frozenset()
+    needs: frozenset[str] = frozenset()
+    data: frozenset[str] = frozenset()
+
+    def load(self) -> Any:
+        """Returns the class; this is where torch gets imported."""
+        module, _, name = self.path.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+SYSTEMS = {
+    "svl": Entry(
+        "dsvlp.models.svl:SVL",
+        "two streams, ViT or ResNet and BERT, cross-modality layers on top",
+        provides=frozenset({"unimodal", "fused", "grid"}),
+    ),
+}
+
+OBJECTIVES = {
+    "itm": Entry("dsvlp.objectives.itm:ITM", "image-text matching", needs=frozenset({"fused"})),
+    "mlm": Entry("dsvlp.objectives.mlm:MLM", "masked language modelling", needs=frozenset({"fused"})),
+    "ssul": Entry("dsvlp.objectives.ssul:SSUL", "mean colour of masked cells", needs=frozenset({"grid"})),
+    "segl": Entry(
+        "dsvlp.objectives.segl:SEGL",
+        "segmentation of the visual grid",
+        needs=frozenset({"grid"}),
+        data=frozenset({"segmentation"}),
+    ),
+    "spl": Entry(
+        "dsvlp.objectives.spl:SPL",
+        "pseudo-labels by Hungarian matching",
+        needs=frozenset({"queries"}),
+        data=frozenset({"boxes"}),
+    ),
+}
+
+
+def provided(recipe: Recipe) -> frozenset[str]:
+    """Returns everything that the recipe's model and objectives offer."""
+    model = recipe.model
+    out = SYSTEMS[model.system].provides
+    if model.visual_queries:
+        out |= {"queries"}
+    for name in recipe.objectives.enabled():
+        out |= OBJECTIVES[name].provides
+    return out
+
+
+def data_needs(recipe: Recipe) -> frozenset[str]:
+    """Returns the annotations that the recipe's objectives read."""
+    return frozenset().union(*(OBJECTIVES[name].data for name in recipe.objectives.enabled()))
+
+
+def problems(recipe: Recipe) -> list[str]:
+    """Returns one sentence for each contradiction that can be seen without data; empty when there is none."""
+    out = []
+    enabled = recipe.objectives.enabled()
+    if not enabled:
+        out.append(f"no objective is enabled; add one of [objectives.{'], [objectives.'.join(OBJECTIVES)}]")
+    offers = provided(recipe)
+    for name in enabled:
+        for need in sorted(OBJECTIVES[name].needs - offers):
+            out.append(f"objectives.{name} needs {need!r}; {_remedy(need)}")
+    if recipe.model.visual_queries and recipe.objectives.spl is None:
+        out.append(
+            "model.visual_queries replace the grid but nothing trains them; add [objectives.spl] or set 0"
+        )
+    for name in ("ssul", "segl"):
+        table = getattr(recipe.objectives, name)
+        if table is not None and table.at == "post" and recipe.model.visual_queries:
+            out.append(
+                f"objectives.{name}.at = 'post', but model.visual_queries replace the grid before fusion"
+            )
+    batch, captions = recipe.batch, recipe.data.captions_per_image
+    if batch.global_pairs % batch.micro_pairs:
+        out.append(
+            f"batch.global_pairs {batch.global_pairs} is not a multiple of batch.micro_pairs {batch.micro_pairs}"
+        )
+    if batch.micro_pairs % captions:
+        out.append(
+            f"batch.micro_pairs {batch.micro_pairs} is not a multiple of data.captions_per_image {captions}"
+        )
+    if recipe.objectives.itm is not None and batch.global_pairs < 2 * captions:
+        out.append("objectives.itm needs at least two images in a global batch; raise batch.global_pairs")
+    ssul = recipe.objectives.ssul
+    if ssul is not None and recipe.model.image_size % ssul.cell:
+        out.append(
+            f"objectives.ssul.cell {ssul.cell} does not divide model.image_size {recipe.model.image_size}"
+        )
+    if ssul is not None and ssul.cell % recipe.model.stride:
+        out.append(
+            f"objectives.ssul.cell {ssul.cell} is not a multiple of the image tower's stride "
+            f"{recipe.model.stride}"
+        )
+    return out
+
+
+def _remedy(need: str) -> str:
+    if need == "queries":
+        return "set model.visual_queries to 36 or 100"
+    owners = [name for name, entry in {**SYSTEMS, **OBJECTIVES}.items() if need in entry.provides]
+    return f"it comes from {' or '.join(owners)}" if owners else "nothing in this recipe provides it"

@@ -1,0 +1,100 @@
+"""`dsvlp recipes`: what ships, what it costs, and every key that a recipe may have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from dsvlp import config, recipe
+from dsvlp.accounting import flops
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.argument("overrides", nargs=-1)
+@click.option("--keys", is_flag=True, help="Print every key with its type, default and meaning.")
+def command(name: str | None, overrides: tuple[str, ...], keys: bool) -> None:
+    """List the recipes, or print the resolved recipe NAME (or file) with key=value OVERRIDES."""
+    if keys:
+        for line in key_lines():
+            click.echo(line)
+    elif name is not None:
+        _show(recipe.load(name, overrides))
+    else:
+        _list()
+
+
+def _list() -> None:
+    names = sorted(path.stem for path in config.RECIPES.glob("*.toml"))
+    width = max(map(len, names))
+    click.echo(f"{'recipe':{width}}  {'parameters':>10}  {'GFLOP/pair':>10}  description")
+    for name in names:
+        shipped = recipe.load(name)
+        count, work = flops.parameters(shipped), flops.train_flops(shipped)
+        click.echo(f"{name:{width}}  {count / 1e6:8.1f} M  {work / 1e9:10.3g}  {shipped.description}")
+    click.echo(
+        "\nGFLOP of forward and backward at the full text length. `dsvlp recipes NAME` shows one recipe."
+    )
+
+
+def _show(shown: recipe.Recipe) -> None:
+    click.echo(json.dumps(config.dump(shown), indent=2))
+    click.echo(f"\n{'component':22} {'parameters':>13} {'GFLOP/pair, forward':>20}")
+    costs = flops.components(shown)
+    for component, cost in {**costs, "sum": flops.total(costs)}.items():
+        if cost.parameters:
+            click.echo(f"{component:22} {cost.parameters:13,} {cost.forward / 1e9:20.3f}")
+    click.echo(f"hash {config.digest(shown)}")
+
+
+def key_lines() -> Iterator[str]:
+    """Yields one line for each key of a recipe: dotted key, type, default, meaning."""
+    schema = recipe.Recipe.model_json_schema()
+    for key, node in _leaves(schema, schema, ""):
+        default = f" = {json.dumps(node['default'])}" if "default" in node else ""
+        meaning = f"  # {node['description']}" if "description" in node else ""
+        yield f"{key}: {_type(schema, node)}{default}{meaning}"
+
+
+def _leaves(
+    schema: dict[str, Any], table: dict[str, Any], prefix: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for key, node in table["properties"].items():
+        tables = [t for t in _options(schema, node) if "properties" in t]
+        if not tables:
+            yield prefix + key, node
+        for inner in tables:
+            kind = inner["properties"].get("kind", {}).get("const")
+            tag = f" (kind {kind})" if kind and len(tables) > 1 else ""
+            yield from _leaves(schema, inner, f"{prefix}{key}{tag}.")
+
+
+def _options(schema: dict[str, Any], node: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the alternatives of a node, references followed; a list of tables counts as its table."""
+    if "$ref" in node:
+        return [schema["$defs"][node["$ref"].rsplit("/", 1)[1]]]
+    if "$ref" in node.get("items", {}):
+        return _options(schema, node["items"])
+    nested = node.get("anyOf", []) + node.get("oneOf", [])
+    return [option for each in nested for option in _options(schema, each)] or [node]
+
+
+def _type(schema: dict[str, Any], node: dict[str, Any]) -> str:
+    words = []
+    for option in _options(schema, node):
+        if "enum" in option or "const" in option:
+            words += [json.dumps(value) for value in option.get("enum", [option.get("const")])]
+        elif option.get("type") != "null":
+            words.append(_bounds(option))
+    return " | ".join(words)
+
+
+def _bounds(option: dict[str, Any]) -> str:
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {option[key]:g}" for key, sign in signs.items() if key in option]
+    if option["type"] == "array" and "prefixItems" in option:
+        return f"[{', '.join(_bounds(item) for item in option['prefixItems'])}]"
+    return " ".join([option["type"], *limits])

@@ -1,0 +1,207 @@
+"""SVL's augmentation: random resize and crop, and a flip that the captions must allow.
+
+"Random resize 0.8-1.2, then crop": the image becomes a square of side s x size; for s >= 1 a window
+of `size` is cut out of it, for s < 1 it is placed on a canvas of the mean colour, both at random.
+Cropping and resizing are exchanged: the window is cut in the source, in whole source pixels, and only
+that is resized. So boxes and maps move along exactly, and no pixel is computed that is then thrown away.
+
+Legend: I images, K boxes, S the output's side, h x w the source.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dsvlp.seed import uniform
+
+MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB in 0..1
+DEVIATION = (0.229, 0.224, 0.225)
+
+# SVL, description-aware flip: words that a mirror image would make wrong.
+DIRECTION_WORDS = [
+    *("left", "right", "leftmost", "rightmost", "left-hand", "right-hand", "east", "west"),
+    *("clockwise", "counterclockwise", "anticlockwise"),
+]
+TEXT_WORDS = ["sign", "letters", "word", "number", "reads", "says", "logo", "clock", "license plate"]
+
+_SCALE = torch.tensor([1 / (255 * deviation) for deviation in DEVIATION])[:, None, None]
+_SHIFT = torch.tensor([-mean / dev for mean, dev in zip(MEAN, DEVIATION, strict=True)])[:, None, None]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Where an output of S x S takes its pixels: source[top:, left:] of `height` x `width` -> target.
+
+    Attributes:
+        top, left, height, width: the window in the source, whole pixels inside it.
+        target_top, target_left, target_height, target_width: the rectangle of the output that the
+            window fills, before the flip; the rest is padding.
+        flip: the whole output is mirrored, left to right.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    target_top: int
+    target_left: int
+    target_height: int
+    target_width: int
+    flip: bool = False
+
+    def columns(self, size: int) -> slice:
+        """Returns the output's columns that hold picture, after the flip."""
+        begin = size - self.target_left - self.target_width if self.flip else self.target_left
+        return slice(begin, begin + self.target_width)
+
+    def lines(self) -> slice:
+        """Returns the output's lines that hold picture."""
+        return slice(self.target_top, self.target_top + self.target_height)
+
+
+def forbids_flip(caption: str, text_words: bool) -> bool:
+    """Returns whether a caption has a word that a mirror image would make wrong (whole tokens only).
+
+    Args:
+        caption: the true caption of the image.
+        text_words: whether words about writing count too.
+    """
+    return (_TEXT_PATTERN if text_words else _DIRECTION_PATTERN).search(caption.lower()) is not None
+
+
+def _pattern(words: Iterable[str]) -> re.Pattern[str]:
+    choices = "|".join(r"\s+".join(map(re.escape, word.split())) for word in words)
+    return re.compile(rf"(?<![a-z0-9])(?:{choices})(?![a-z0-9])")
+
+
+_DIRECTION_PATTERN = _pattern(DIRECTION_WORDS)
+_TEXT_PATTERN = _pattern([*DIRECTION_WORDS, *TEXT_WORDS])
+
+
+def whole(height: int, width: int, size: int) -> Crop:
+    """Returns the plain resize of evaluation: the whole image fills the square."""
+    return Crop(0, 0, height, width, 0, 0, size, size)
+
+
+def draw_crops(
+    keys: np.ndarray,
+    heights: np.ndarray,
+    widths: np.ndarray,
+    may_flip: np.ndarray,
+    size: int,
+    scale: tuple[float, float],
+) -> list[Crop]:
+    """Returns a training crop for each image, drawn from its key alone.
+
+    Args:
+        keys: int64 [I], the batch's image keys.
+        heights, widths: int [I], pixels of the sources.
+        may_flip: bool [I], what recipe and captions allow; half of those are flipped.
+        size: side of the output, pixels.
+        scale: smallest and largest s.
+    """
+    draws = uniform(keys, "augment", 4).astype(np.float64)  # [I, 4]
+    scales = scale[0] + (scale[1] - scale[0]) * draws[:, 0]
+    flips = may_flip & (draws[:, 3] < 0.5)
+    return [
+        _crop(int(height), int(width), size, float(s), draw, bool(flip))
+        for height, width, s, draw, flip in zip(heights, widths, scales, draws[:, 1:3], flips, strict=True)
+    ]
+
+
+def _crop(height: int, width: int, size: int, scale: float, draw: np.ndarray, flip: bool) -> Crop:
+    if scale < 1:
+        side = max(1, round(scale * size))
+        top, left = (int(u * (size - side + 1)) for u in draw)
+        return Crop(0, 0, height, width, top, left, side, side, flip)
+    h, w = max(1, round(height / scale)), max(1, round(width / scale))
+    top, left = int(draw[0] * (height - h + 1)), int(draw[1] * (width - w + 1))
+    return Crop(top, left, h, w, 0, 0, size, size, flip)
+
+
+def place_image(pixels: np.ndarray, crop: Crop, source: tuple[int, int], out: Tensor) -> None:
+    """Writes the cropped, resized (bilinear, antialiased), flipped and normalised image into `out`.
+
+    Args:
+        pixels: uint8 [H, W, 3], the source or the source decoded at a fraction of its size.
+        crop: the crop, in pixels of the source.
+        source: (height, width) of the source.
+        out: float32 [3, S, S], overwritten; 0, the normalised mean, where there is padding.
+    """
+    lines, columns = _scaled_window(crop, source, pixels.shape[:2])
+    window = torch.from_numpy(pixels[lines, columns]).permute(2, 0, 1)[None]  # [1, 3, h, w], channels last
+    target = (crop.target_height, crop.target_width)
+    resized = window
+    if window.shape[2:] != target:
+        resized = F.interpolate(window, target, mode="bilinear", antialias=True, align_corners=False)
+    if crop.flip:
+        resized = resized.flip(3)
+    size = out.shape[-1]
+    if target != (size, size):
+        out.zero_()
+    place = out[:, crop.lines(), crop.columns(size)]
+    torch.mul(resized[0], _SCALE, out=place).add_(_SHIFT)
+
+
+def _scaled_window(crop: Crop, source: tuple[int, int], decoded: tuple[int, int]) -> tuple[slice, slice]:
+    """Returns the window in the decoded image, which may be smaller than the source."""
+    window = []
+    for begin, extent, full, real in (
+        (crop.top, crop.height, source[0], decoded[0]),
+        (crop.left, crop.width, source[1], decoded[1]),
+    ):
+        first = round(begin * real / full)
+        window.append(slice(first, max(first + 1, round((begin + extent) * real / full))))
+    return window[0], window[1]
+
+
+def place_map(classes: np.ndarray, crop: Crop, size: int) -> np.ndarray:
+    """Returns the map under the output's pixel centres, int64 [S, S]; -1 in the padding.
+
+    Args:
+        classes: int [H, W] of the source, contiguous class ids.
+        crop: the crop.
+        size: side of the output.
+    """
+    out = np.full((size, size), -1, np.int64)
+    lines = crop.top + ((np.arange(crop.target_height) + 0.5) * crop.height / crop.target_height).astype(int)
+    columns = crop.left + ((np.arange(crop.target_width) + 0.5) * crop.width / crop.target_width).astype(int)
+    if crop.flip:
+        columns = columns[::-1]
+    out[crop.lines(), crop.columns(size)] = classes[lines[:, None], columns]
+    return out
+
+
+def place_boxes(boxes_xyxy: np.ndarray, crop: Crop, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the boxes in the output, and how much of each is left.
+
+    Args:
+        boxes_xyxy: float32 [K, 4], pixels of the source.
+        crop: the crop.
+        size: side of the output.
+
+    Returns:
+        (cxcywh float32 [K, 4] relative to the output, clipped; share of the area inside [K]).
+    """
+    stretch = np.array([crop.target_width / crop.width, crop.target_height / crop.height] * 2)
+    origin = np.array([crop.left, crop.top] * 2)
+    start = np.array([crop.target_left, crop.target_top] * 2)
+    moved = (boxes_xyxy - origin) * stretch + start  # [K, 4], pixels of the output
+    end = start + np.array([crop.target_width, crop.target_height] * 2)
+    clipped = np.clip(moved, start, end)
+    share = _area(clipped) / np.maximum(_area(moved), 1e-9)
+    if crop.flip:
+        clipped = np.stack([size - clipped[:, 2], clipped[:, 1], size - clipped[:, 0], clipped[:, 3]], 1)
+    centre, extent = (clipped[:, :2] + clipped[:, 2:]) / 2, clipped[:, 2:] - clipped[:, :2]
+    return (np.concatenate([centre, extent], 1) / size).astype(np.float32), share
+
+
+def _area(boxes_xyxy: np.ndarray) -> np.ndarray:
+    return (boxes_xyxy[:, 2] - boxes_xyxy[:, 0]) * (boxes_xyxy[:, 3] - boxes_xyxy[:, 1])

@@ -1,0 +1,213 @@
+"""From a plan to a `Batch`: rows are read, pictures made, texts tokenised, keys computed.
+
+In two halves, so that the threads decode the next micro-batch while this one is put together:
+`start` reads rows and hands the pictures to the threads, `finish` waits for them and does the texts.
+
+Legend: I = G images, k captions each, P = I k pairs, T texts, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsvlp.data.augment import Crop, draw_crops, forbids_flip, whole
+from dsvlp.data.bad import BadImages
+from dsvlp.data.dataset import Dataset
+from dsvlp.data.decode import BadImage
+from dsvlp.data.pictures import Job, Pictures, Studio, padded_boxes
+from dsvlp.data.plan import Groups, Plan, Stream
+from dsvlp.data.rows import RowReader, StoredRow
+from dsvlp.data.text import Tokenizer
+from dsvlp.errors import DataError
+from dsvlp.recipe import Augment
+from dsvlp.types import Batch
+
+_ATTEMPTS = 100
+
+
+@dataclass(frozen=True)
+class Texts:
+    """How texts become ids.
+
+    Attributes:
+        tokenizer: the tokenizer.
+        max_length: L.
+        swap: whether each pair also brings its partner's text.
+    """
+
+    tokenizer: Tokenizer
+    max_length: int
+    swap: bool
+
+
+@dataclass
+class _Started:
+    """A micro-batch whose pictures are being made; bad groups get replaced in it."""
+
+    plan: Plan
+    pictures: Pictures
+    futures: list[Future[BadImage | None]]
+    names: list[str]
+
+
+class BatchBuilder:
+    """Makes micro-batches. One thread calls it.
+
+    Args:
+        datasets: the sources, in the stream's order.
+        stream: where substitutes of bad images come from.
+        readers: a reader of each source.
+        studio: makes the pictures; not closed here.
+        texts: tokenizer and lengths.
+        augment: None: evaluation; bad images then count nothing instead of being replaced, so that no
+            other sample counts twice.
+        keep_area: a box stays while the crop keeps this share of its area.
+        bad: where bad images are counted.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        stream: Stream,
+        readers: Sequence[RowReader],
+        studio: Studio,
+        texts: Texts,
+        augment: Augment | None,
+        keep_area: float,
+        bad: BadImages,
+    ) -> None:
+        self._datasets, self._stream, self._readers = datasets, stream, readers
+        self._studio, self._texts, self._augment = studio, texts, augment
+        self._keep_area, self._bad = keep_area, bad
+        self._first_row = _starts([dataset.images for dataset in datasets])
+        self._first_sample = _starts([dataset.samples_count for dataset in datasets])
+
+    def start(self, plan: Plan) -> _Started:
+        """Begins a micro-batch."""
+        pictures = self._studio.blank(len(plan.groups.rows))
+        jobs = self._jobs(plan.groups, range(len(plan.groups.rows)))
+        futures = [self._studio.start(job, pictures) for job in jobs]
+        return _Started(plan, pictures, futures, [job.name for job in jobs])
+
+    def finish(self, started: _Started) -> Batch:
+        """Returns the micro-batch when its pictures are made.
+
+        Raises:
+            DataError: too many images are bad, or a label is in no table.
+        """
+        for place, future in enumerate(started.futures):
+            self._bad.seen += 1
+            fault = future.result()
+            if fault is not None:
+                self._bad.note(started.names[place], fault.reason)
+                self._replace(started, place)
+        return self._assemble(started.plan, started.pictures)
+
+    def _jobs(self, groups: Groups, places: Sequence[int]) -> list[Job]:
+        rows = self._read(groups)
+        crops = self._crops(groups, rows)
+        names = [
+            f"{self._datasets[source].path.name}/{self._datasets[source].image_id(int(row))}"
+            for source, row in zip(groups.source, groups.rows, strict=True)
+        ]
+        return [Job(*parts) for parts in zip(rows, crops, places, names, strict=True)]
+
+    def _read(self, groups: Groups) -> list[StoredRow]:
+        out: list[StoredRow | None] = [None] * len(groups.rows)
+        for source in np.unique(groups.source):
+            places = np.flatnonzero(groups.source == source)
+            for place, row in zip(places, self._readers[source].read(groups.rows[places]), strict=True):
+                out[place] = row
+        return out  # type: ignore[return-value]
+
+    def _crops(self, groups: Groups, rows: Sequence[StoredRow]) -> list[Crop]:
+        size, augment = self._studio.size, self._augment
+        if augment is None:
+            return [whole(row.height, row.width, size) for row in rows]
+        captions = self._own_texts(groups)
+        k = groups.samples.shape[1]
+        allowed = [augment.flip and not forbids_flip(text, augment.flip_text_words) for text in captions]
+        may_flip = np.logical_and.reduce(np.array(allowed).reshape(-1, k), axis=1)
+        heights, widths = (np.array([getattr(row, side) for row in rows]) for side in ("height", "width"))
+        keys = self._stream.image_keys(groups)
+        return draw_crops(keys, heights, widths, may_flip, size, augment.scale)
+
+    def _replace(self, started: _Started, place: int) -> None:
+        """Puts another group in the place of one whose image is bad; in evaluation, weight 0."""
+        groups = started.plan.groups
+        if self._augment is None:
+            started.pictures.images[place].zero_()
+            groups.weight[place] = 0
+            return
+        k = groups.samples.shape[1]
+        partners = started.plan.partner_image[place * k : (place + 1) * k]
+        original = groups.take(slice(place, place + 1))
+        for attempt in range(_ATTEMPTS):
+            other = self._stream.substitute(original, attempt)
+            if other.images[0] in partners or other.images[0] == original.images[0]:
+                continue  # its own caption would count as a mismatch
+            job = self._jobs(other, [place])[0]
+            fault = self._studio.make(job, started.pictures)
+            if fault is None:
+                groups.put(place, other)
+                return
+            self._bad.note(job.name, fault.reason)
+        raise DataError(
+            f"{started.names[place]} is bad and so were {_ATTEMPTS} images drawn in its place",
+            "a data set of readable images",
+            "`dsvlp data check` names the damaged file",
+        )
+
+    def _assemble(self, plan: Plan, pictures: Pictures) -> Batch:
+        groups = plan.groups
+        count, k = groups.samples.shape
+        pairs = torch.arange(count * k)
+        ids, mask, special = self._encode(plan)
+        boxes = padded_boxes(pictures.boxes, self._keep_area) if self._studio.boxes else (None, None)
+        samples = groups.samples + self._first_sample[groups.source][:, None]
+        return Batch(
+            images=pictures.images,
+            text_ids=ids,
+            text_mask=mask,
+            special_mask=special,
+            pairs=torch.stack([pairs // k, pairs], 1),
+            partner=pairs + count * k if self._texts.swap else pairs,
+            matched=torch.from_numpy(plan.matched.copy()),
+            weight=torch.from_numpy(groups.weight.reshape(-1).copy()),
+            image_keys=torch.from_numpy(self._stream.image_keys(groups)),
+            pair_keys=torch.from_numpy(self._stream.pair_keys(groups)),
+            segmentation=pictures.segmentation,
+            boxes_cxcywh=boxes[0],
+            box_labels=boxes[1],
+            samples=torch.from_numpy(samples.reshape(-1)),
+            rows=torch.from_numpy(groups.rows + self._first_row[groups.source]),
+        )
+
+    def _encode(self, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns ids, mask and special mask [T, L]: the pairs' own texts, then their partners'."""
+        texts = self._own_texts(plan.groups)
+        if self._texts.swap:
+            texts += self._caption_texts(plan.partner_source, plan.partner_sample)
+        ids, mask, special = self._texts.tokenizer.encode(texts, self._texts.max_length)
+        return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(special)
+
+    def _own_texts(self, groups: Groups) -> list[str]:
+        k = groups.samples.shape[1]
+        return self._caption_texts(np.repeat(groups.source, k), groups.samples.reshape(-1))
+
+    def _caption_texts(self, sources: np.ndarray, samples: np.ndarray) -> list[str]:
+        return [
+            self._datasets[source].text(int(self._datasets[source].samples["text"][sample]))
+            for source, sample in zip(sources.tolist(), samples.tolist(), strict=True)
+        ]
+
+
+def _starts(counts: Sequence[int]) -> np.ndarray:
+    """Returns where each source's numbers begin when the sources are numbered through, int64 [sources]."""
+    return np.cumsum([0, *counts[:-1]], dtype=np.int64)

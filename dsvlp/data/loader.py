@@ -1,0 +1,309 @@
+"""The loader: named micro-batches from any position on, the same for any world size.
+
+A thread plans, reads and assembles; a pool of threads decodes; the consumer takes finished batches
+from a bounded queue. All choices are pure functions of (seed, position), so the loader's state is a
+number of steps, and it is the same on every rank.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dsvlp import catalog, dist
+from dsvlp.data.bad import BadImages
+from dsvlp.data.batches import BatchBuilder, Texts
+from dsvlp.data.dataset import Dataset
+from dsvlp.data.decode import CPUDecoder
+from dsvlp.data.fit import check_annotations, choose_tokenizer, facts
+from dsvlp.data.pictures import Studio
+from dsvlp.data.plan import Plan, Stream, plan
+from dsvlp.data.prefetch import Prefetcher
+from dsvlp.data.rows import RowReader
+from dsvlp.data.synthetic import ensure_world
+from dsvlp.data.text import Tokenizer
+from dsvlp.errors import DataError, RunError
+from dsvlp.recipe import Recipe, accumulation
+from dsvlp.seed import key_of
+from dsvlp.types import Batch, DataFacts
+
+# Validation asks the same questions in every run, whatever its seed.
+_EVALUATION_SEED = 0
+
+
+class Loader:
+    """Yields this rank's micro-batches on the CPU. Endless in training, one padded pass in evaluation.
+
+    Rank r's a-th micro-batch of a step holds the global batch's places from (a x world + r) x micro on.
+    In evaluation every rank gets equally many micro-batches; what fills the last ones has weight 0.
+    `rows` and `samples` of the batches count through the data sets in the order given.
+
+    Args:
+        recipe: the resolved recipe.
+        datasets: in training the sources of `data.train` in their order, in evaluation one data set.
+        tokenizer: the tokenizer.
+        rank, world: this process among all.
+        split: "train" augments and goes on for ever; "evaluate" does neither.
+        pairs: evaluation only: at most about this many pairs, drawn once; 0: all.
+
+    Attributes:
+        bad: counts of bad images.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        datasets: Sequence[Dataset],
+        tokenizer: Tokenizer,
+        *,
+        rank: int,
+        world: int,
+        split: Literal["train", "evaluate"],
+        pairs: int = 0,
+    ) -> None:
+        data, captions = recipe.data, recipe.data.captions_per_image
+        self._recipe, self._datasets, self._tokenizer = recipe, datasets, tokenizer
+        self._rank, self._world, self._training = rank, world, split == "train"
+        self._seed = recipe.seed if self._training else _EVALUATION_SEED
+        self._accumulation = accumulation(recipe, world)
+        self._micro = recipe.batch.micro_pairs // captions
+        self._global = recipe.batch.global_pairs // captions
+        self._weights = [source.weight for source in data.train if self._training] or [1.0]
+        assert len(self._weights) == len(datasets), "one data set a source, one alone in evaluation"
+        self._stream = Stream(datasets, self._weights, captions, data.open_shards, self._seed)
+        self._groups = sum(self._stream.groups_an_epoch)
+        if pairs and not self._training:
+            self._groups = min(self._groups, -(-pairs // captions))
+        self.bad = BadImages(data.max_bad_share, sum(dataset.images for dataset in datasets) // world)
+        self._studio: Studio | None = None
+        self._prefetcher: Prefetcher[Batch] | None = None
+        self._first_step = 0
+        self._taken = 0
+        self._waited = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        """Returns the next micro-batch.
+
+        Raises:
+            DataError: the data are damaged beyond what the recipe allows.
+            RunError: nothing came for `data.timeout_seconds`.
+        """
+        if self._prefetcher is None:
+            self._prefetcher = self._start()
+        try:
+            batch = next(self._prefetcher)
+        except (StopIteration, DataError, RunError):
+            self.close()
+            raise
+        self._taken += 1
+        return batch
+
+    def __len__(self) -> int:
+        """Returns the micro-batches of an evaluation pass."""
+        if self._training:
+            raise TypeError("a training loader is endless")
+        full, rest = divmod(self._groups, self._global)
+        return full * self._accumulation + -(-rest // (self._micro * self._world))
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def wait_seconds(self) -> float:
+        """Returns how long the consumer has waited for batches, seconds."""
+        return self._waited + (self._prefetcher.wait_seconds if self._prefetcher else 0.0)
+
+    def close(self) -> None:
+        """Ends all threads; batches made ahead are dropped. Harmless when called twice."""
+        if self._prefetcher is not None:
+            self._waited += self._prefetcher.wait_seconds
+            self._prefetcher.close()
+            self._prefetcher = None
+        if self._studio is not None:
+            self._studio.close()
+            self._studio = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the position and what it is a position in, as JSON; equal on all ranks.
+
+        Raises:
+            RunError: called within an optimizer step.
+        """
+        if self._taken % self._accumulation:
+            raise RunError(
+                f"the loader's state was asked for after {self._taken % self._accumulation} of "
+                f"{self._accumulation} micro-batches of a step",
+                "a call between steps",
+            )
+        return {"steps": self._first_step + self._taken // self._accumulation, **self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where the loader that gave `state` stood.
+
+        Raises:
+            DataError: names what differs: seed, batch, sources, weights, decoder or tokenizer.
+        """
+        mine = self._identity()
+        differing = [key for key in mine if state.get(key) != mine[key]]
+        if differing:
+            lines = "; ".join(f"{key}: {state.get(key)!r} there, {mine[key]!r} here" for key in differing)
+            raise DataError(
+                f"the checkpoint's data differ from this run's: {lines}",
+                "the same data, batch, decoder and tokenizer: otherwise samples would be seen twice or never",
+                "Start a new run from the checkpoint's weights instead",
+            )
+        self.close()
+        self._first_step, self._taken = int(state["steps"]), 0
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "seed": self._seed,
+            "global_pairs": self._recipe.batch.global_pairs,
+            "captions_per_image": self._recipe.data.captions_per_image,
+            "open_shards": self._recipe.data.open_shards,
+            "sources": [dataset.manifest.to_json()["digest"] for dataset in self._datasets],
+            "weights": self._weights,
+            "decoder": CPUDecoder.name,
+            "tokenizer": self._tokenizer.fingerprint,
+        }
+
+    def _start(self) -> Prefetcher[Batch]:
+        recipe = self._recipe
+        needs = catalog.data_needs(recipe)
+        self._studio = Studio(
+            CPUDecoder(),
+            recipe.model.image_size,
+            recipe.data.workers,
+            segmentation=self._datasets[0].segmentation if "segmentation" in needs else None,
+            boxes=self._datasets[0].boxes if "boxes" in needs else None,
+        )
+        builder = BatchBuilder(
+            self._datasets,
+            self._stream,
+            [RowReader(dataset, needs, recipe.data.open_shards) for dataset in self._datasets],
+            self._studio,
+            Texts(self._tokenizer, recipe.model.text.max_length, swap=recipe.objectives.itm is not None),
+            recipe.data.augment if self._training else None,
+            recipe.objectives.spl.keep_area if recipe.objectives.spl is not None else 0.0,
+            self.bad,
+        )
+        step = self._first_step + self._taken // self._accumulation
+        name = "training data" if self._training else "evaluation data"
+        return Prefetcher(
+            self._batches(builder, step), recipe.data.prefetch, recipe.data.timeout_seconds, name
+        )
+
+    def _batches(self, builder: BatchBuilder, step: int) -> Iterator[Batch]:
+        """Yields finished micro-batches; the threads already decode the one after."""
+        before = None
+        for micro in self._plans(step):
+            started = builder.start(micro)
+            if before is not None:
+                yield builder.finish(before)
+            before = started
+        if before is not None:
+            yield builder.finish(before)
+
+    def _plans(self, step: int) -> Iterator[Plan]:
+        swap = self._recipe.objectives.itm is not None
+        while self._training or step * self._global < self._groups:
+            positions = np.arange(step * self._global, (step + 1) * self._global)
+            real = self._global
+            if not self._training:
+                real = min(real, self._groups - int(positions[0]))
+                positions %= self._groups
+            batch = plan(self._stream, positions, real, key_of(self._seed, step, "step"), swap)
+            for number in range(-(-real // (self._micro * self._world))):
+                begin = (number * self._world + self._rank) * self._micro
+                yield batch.take(begin, begin + self._micro)
+            step += 1
+
+
+@dataclass(frozen=True)
+class Data:
+    """Everything that a recipe reads, opened and checked. Close it, or use it in `with`.
+
+    Attributes:
+        train: this rank's training loader.
+        datasets: the training sources.
+        held_out: the validation data set, or None.
+        tokenizer: the tokenizer.
+        facts: what the system must know.
+    """
+
+    recipe: Recipe
+    train: Loader
+    datasets: tuple[Dataset, ...]
+    held_out: Dataset | None
+    tokenizer: Tokenizer
+    facts: DataFacts
+
+    @property
+    def has_validation(self) -> bool:
+        """Returns whether there is data to validate on."""
+        return self.held_out is not None
+
+    def validation(self) -> Loader:
+        """Returns a new pass over the validation data, `watch.validation_pairs` of it; close it.
+
+        Raises:
+            DataError: the recipe has no validation data.
+        """
+        if self.held_out is None:
+            raise DataError("the recipe has no validation data", "data.validation = a .beton data set")
+        return Loader(
+            self.recipe,
+            [self.held_out],
+            self.tokenizer,
+            rank=dist.rank(),
+            world=dist.world_size(),
+            split="evaluate",
+            pairs=self.recipe.watch.validation_pairs,
+        )
+
+    def __enter__(self) -> Data:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.train.close()
+
+
+def open_data(recipe: Recipe, cache: Path | None = None) -> Data:
+    """Returns the recipe's data sets, tokenizer and training loader, checked against each other.
+
+    Where `data.train` is empty, the synthetic world stands in: made in the cache the first time.
+
+    Args:
+        recipe: the resolved recipe.
+        cache: where made data is kept; None: `dsvlp` in the user's cache folder.
+
+    Raises:
+        DataError: a file is absent or damaged, or does not fit the recipe.
+    """
+    paths, validation = [Path(source.path) for source in recipe.data.train], recipe.data.validation
+    held_out = Path(validation) if validation is not None else None
+    if not paths:
+        made, made_held_out = ensure_world(recipe.data.synthetic, cache or cache_folder())
+        paths, held_out = [made], held_out or made_held_out
+    datasets = tuple(Dataset.open(path, verify="quick") for path in paths)
+    checked = Dataset.open(held_out, verify="quick") if held_out is not None else None
+    check_annotations(recipe, [*datasets, checked] if checked is not None else datasets)
+    tokenizer = choose_tokenizer(recipe, datasets)
+    train = Loader(recipe, datasets, tokenizer, rank=dist.rank(), world=dist.world_size(), split="train")
+    return Data(recipe, train, datasets, checked, tokenizer, facts(datasets, tokenizer))
+
+
+def cache_folder() -> Path:
+    """Returns the folder for data that can be made again, `~/.cache/dsvlp` unless XDG says otherwise."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsvlp"

@@ -1,0 +1,140 @@
+"""Parameter groups, and the one optimizer: every kind of update behind a group's `algorithm`.
+
+ZeRO hands over flat partitions of a group in place of its parameters, so an update must be
+element-wise; it may not look at shapes. Pixel-BERT's two update rules become two algorithms here
+("sgd" for the CNN, "adamw" for the rest): one more entry of `MOMENTS` and one more branch of
+`GuardedOptimizer.step`. Nothing else changes, checkpoints included: they ask `MOMENTS`.
+
+**Guard.** A step whose loss or gradient is not finite must leave weights, moments and counter
+untouched, on all ranks together. The flag stays on the device (`skip`, 1 to skip): the fused kernel
+reads it there, and the host never waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.optim.adamw import adamw
+
+if TYPE_CHECKING:
+    from dsvlp.recipe import Recipe
+
+# Algorithm -> names of its per-element state, in the order of the checkpoint.
+MOMENTS: dict[str, tuple[str, ...]] = {"adamw": ("exp_avg", "exp_avg_sq")}
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, _NormBase)
+
+# Modules of the model that start from published weights (`optimizer.backbone_lr_factor`).
+TOWERS = ("model.image.", "model.text.")
+
+
+def parameter_groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Returns the optimizer's groups: (tower or rest) x (decayed or not), none of them empty.
+
+    Biases, parameters of norms, and whatever else has at most one dimension are not decayed. A tied
+    parameter is in one group, under its first name.
+
+    Args:
+        module: the whole system, before ZeRO takes its parameters apart.
+        recipe: `optimizer`, and `model.pretrained`.
+    """
+    table = recipe.optimizer
+    norm_parameters = {
+        id(p) for m in module.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)
+    }
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        tower = recipe.model.pretrained and name.startswith(TOWERS)
+        plain = parameter.ndim <= 1 or id(parameter) in norm_parameters or name.endswith(".bias")
+        key = f"{'tower' if tower else 'rest'}/{'plain' if plain else 'decay'}"
+        group = groups.setdefault(
+            key,
+            {
+                "name": key,
+                "params": [],
+                "algorithm": "adamw",
+                "lr": 0.0,
+                "lr_factor": table.backbone_lr_factor if tower else 1.0,
+                "weight_decay": 0.0 if plain else table.weight_decay,
+                "betas": table.betas,
+                "eps": table.eps,
+            },
+        )
+        group["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+class GuardedOptimizer(torch.optim.Optimizer):
+    """AdamW (Loshchilov and Hutter, algorithm 2) whose updates a device flag can veto.
+
+    Args:
+        groups: what `parameter_groups` returns.
+
+    Attributes:
+        skip: float32 scalar, 1 where this step must change nothing; set before each step.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {})
+        self.skip = torch.zeros(())
+
+    def set_lr(self, lr: float) -> None:
+        """Sets each group's learning rate: the schedule's times the group's factor."""
+        for group in self.param_groups:
+            group["lr"] = lr * group["lr_factor"]
+
+    def create_state(self, group: dict[str, Any], parameter: Tensor) -> None:
+        """Creates a parameter's (or a flat partition's) moments and counter, so that a checkpoint can
+        be written before the first step and read into a fresh engine."""
+        state = self.state[parameter]
+        state["step"] = torch.zeros((), device=parameter.device)
+        for key in MOMENTS[group["algorithm"]]:
+            state[key] = torch.zeros_like(parameter, requires_grad=False)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Updates every parameter of `param_groups`; a missing gradient counts as zero.
+
+        ZeRO calls this once for each group or sub-group of a step, with the others hidden.
+        """
+        for group in self.param_groups:
+            if group["params"]:
+                self._adamw(group)
+
+    def _adamw(self, group: dict[str, Any]) -> None:
+        parameters = group["params"]
+        states = [self.state[p] for p in parameters]
+        adamw(
+            parameters,
+            [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters],
+            [s["exp_avg"] for s in states],
+            [s["exp_avg_sq"] for s in states],
+            [],
+            [s["step"] for s in states],
+            fused=True,
+            found_inf=self.skip,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def total_norm(gradients: Iterable[Tensor]) -> Tensor:
+    """Returns the 2-norm of all gradients together, float32 scalar; not finite where one is not."""
+    return torch.nn.utils.get_total_norm(gradients, error_if_nonfinite=False)
+
+
+def clip(gradients: list[Tensor], norm: Tensor, limit: float) -> None:
+    """Scales gradients in place so that their norm is at most `limit`, as ZeRO does: no host read."""
+    factor = 1.0 / ((norm + 1e-6) / limit).clamp(min=1.0)
+    torch._foreach_mul_(gradients, factor)

@@ -1,0 +1,126 @@
+"""Pictures and texts of what the losses see, for TensorBoard.
+
+Legend: I images, H x W pixels, C classes.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from dsvlp.engine.step import Shown
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+GAP = 2
+MATCHED, SWAPPED, PADDING = (40, 170, 70), (210, 60, 50), (255, 255, 255)
+
+
+def input_grid(
+    augmented: Tensor, seen: Tensor, matched: Tensor, segmentation: Tensor | None, count: int = 8
+) -> np.ndarray:
+    """Returns one row an image: as augmented, as the losses see it (masked cells grey), its map's classes.
+
+    A green bar on the left says that the image kept its own text, a red one that ITM swapped it.
+
+    Args:
+        augmented: float32 [I, 3, H, W], normalised.
+        seen: the same after the objectives' corruptions.
+        matched: bool [I].
+        segmentation: int64 [I, H, W] classes, -1 where none; or None.
+        count: images shown at most.
+
+    Returns:
+        uint8 [rows, columns, 3].
+    """
+    rows = []
+    for index in range(min(count, len(augmented))):
+        tiles = [to_pixels(augmented[index]), to_pixels(seen[index])]
+        if segmentation is not None:
+            tiles.append(colours(segmentation[index]))
+        rows.append(_row(tiles, MATCHED if bool(matched[index]) else SWAPPED))
+    return np.concatenate(rows)
+
+
+def to_pixels(image: Tensor) -> np.ndarray:
+    """Returns uint8 [H, W, 3] of a normalised float [3, H, W]."""
+    mean, deviation = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+    pixels = (image.detach().float().cpu() * deviation + mean).clamp(0, 1) * 255
+    array: np.ndarray = pixels.round().to(torch.uint8).permute(1, 2, 0).numpy()  # [H, W, 3]
+    return array
+
+
+def colours(classes: Tensor) -> np.ndarray:
+    """Returns uint8 [H, W, 3]: a colour of its own for each class, black where there is none (-1)."""
+    labels = classes.cpu().numpy()
+    table = np.zeros((max(int(labels.max()), 0) + 2, 3), np.uint8)
+    for label in range(len(table) - 1):
+        hue = label * 0.618034 % 1.0  # the golden ratio keeps neighbours apart
+        table[label] = [round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.65, 0.95)]
+    picture: np.ndarray = table[np.where(labels < 0, len(table) - 1, labels)]
+    return picture
+
+
+def _row(tiles: list[np.ndarray], bar: tuple[int, int, int]) -> np.ndarray:
+    height = tiles[0].shape[0]
+    parts = [np.full((height, 4, 3), bar, np.uint8)]
+    for tile in tiles:
+        parts += [np.full((height, GAP, 3), PADDING, np.uint8), tile]
+    row = np.concatenate(parts, axis=1)
+    return np.concatenate([row, np.full((GAP, row.shape[1], 3), PADDING, np.uint8)])
+
+
+def masked_captions(
+    shown: Shown, view_name: str, tokens: Callable[[Tensor], list[str]], count: int = 12
+) -> str:
+    """Returns captions as a Markdown list, MLM's guesses at the masked words beside the truth.
+
+    Args:
+        shown: a micro-batch with MLM's predictions.
+        view_name: the view that MLM masks.
+        tokens: ids -> words.
+        count: captions with a masked word shown at most.
+    """
+    targets: Any = shown.prepared.targets["mlm"]
+    view = shown.prepared.views[view_name]
+    length = view.text_ids.shape[1]
+    asked: dict[int, dict[int, tuple[str, str]]] = {}
+    real = (targets.weight > 0).tolist()
+    rows = zip(
+        targets.positions.tolist(),
+        tokens(targets.labels),
+        tokens(shown.predictions["mlm"]),
+        real,
+        strict=True,
+    )
+    for position, truth, guess, counts in rows:
+        if counts:
+            asked.setdefault(position // length, {})[position % length] = (truth, guess)
+    lines = []
+    for row in sorted(asked)[:count]:
+        words = tokens(view.text_ids[row][view.text_mask[row]])
+        lines.append(f"* {masked_words(words, asked[row])}")
+    return "\n".join(lines)
+
+
+def masked_words(words: list[str], asked: dict[int, tuple[str, str]]) -> str:
+    """Returns a caption as Markdown: a masked word bold, with the model's guess struck out where it is wrong.
+
+    Args:
+        words: the text as the model sees it, [CLS] and [SEP] included.
+        asked: position -> (true word, likeliest word by the model).
+    """
+    out = []
+    for position, word in enumerate(words):
+        truth, guess = asked.get(position, (word, word))
+        if position not in asked:
+            out.append(word)
+        else:
+            out.append(f"**{truth}**" if truth == guess else f"~~{guess}~~ **{truth}**")
+    return " ".join(word for word in out if word not in ("[CLS]", "[SEP]"))

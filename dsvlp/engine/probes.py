@@ -1,0 +1,155 @@
+"""Two questions to a model of the synthetic world: does it read relations, does it look at the picture?
+
+Legend: P pairs, L text tokens, S pixels of a side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsvlp import dist, seed
+from dsvlp.data import augment
+from dsvlp.data.decode import BadImage, CPUDecoder, EncodedImage
+from dsvlp.data.jpeg import normalise
+from dsvlp.data.synthetic import RelationPair
+from dsvlp.data.text import Tokenizer
+from dsvlp.engine.evaluate import Forward, Progress, evaluating, silent
+from dsvlp.errors import DataError
+from dsvlp.objectives.mlm import MLM, MLMTargets
+from dsvlp.passes import select
+from dsvlp.system import ImageRequest, MatchRequest, Prepared, TextRequest, TrainRequest
+from dsvlp.tasks.scores import Share
+from dsvlp.types import Batch
+
+
+def relation_accuracy(
+    engine: Forward,
+    pairs: Sequence[RelationPair],
+    tokenizer: Tokenizer,
+    image_size: int,
+    max_length: int,
+    chunk: int = 50,
+    progress: Progress = silent,
+) -> Share:
+    """Returns how often a picture matches its true caption better than one with one relation word changed.
+
+    Chance is a half; equal scores count as wrong. Every rank measures all pairs.
+
+    Args:
+        engine: forwards go through it.
+        pairs: held-out pictures, each with a true and a false caption.
+        tokenizer: the run's.
+        image_size: S.
+        max_length: L.
+        chunk: pairs at once.
+        progress: called at each chunk.
+    """
+    hits = 0
+    with evaluating(engine):
+        for start in range(0, len(pairs), chunk):
+            progress(f"relation probe {start}")
+            part = pairs[start : start + chunk]
+            images = torch.stack([picture(pair.jpeg, image_size) for pair in part]).to(engine.device)
+            states = engine(ImageRequest(images))
+            scores = []
+            for texts in ([pair.true for pair in part], [pair.false for pair in part]):
+                ids, mask, _ = (
+                    torch.from_numpy(a).to(engine.device) for a in tokenizer.encode(texts, max_length)
+                )
+                rows = torch.arange(len(part), device=engine.device)
+                request = MatchRequest(select(states, rows), engine(TextRequest(ids, mask)))
+                scores.append(engine(request)[1])
+            hits += int((scores[0] > scores[1]).sum())
+    return Share(hits, len(pairs))
+
+
+def picture(jpeg: bytes, size: int) -> Tensor:
+    """Returns a JPEG as evaluation sees it, float32 [3, S, S], normalised.
+
+    Raises:
+        DataError: it cannot be decoded.
+    """
+    stored = normalise(jpeg)
+    array, (height, width) = np.frombuffer(stored.jpeg, np.uint8), (stored.height, stored.width)
+    (pixels,) = CPUDecoder().decode([EncodedImage(array, height, width, size, size)])
+    if isinstance(pixels, BadImage):
+        raise DataError(f"a probe's picture cannot be decoded: {pixels.reason}", "a whole JPEG")
+    out = torch.empty(3, size, size)
+    augment.place_image(pixels, augment.whole(height, width, size), (height, width), out)
+    return out
+
+
+@dataclass(frozen=True)
+class WordAccuracy:
+    """MLM's accuracy at chosen words, with the picture and with mean grey in its place."""
+
+    with_picture: Share
+    without_picture: Share
+
+
+def single_tokens(words: Iterable[str], tokenizer: Tokenizer) -> list[int]:
+    """Returns the ids of the words that are one token."""
+    ids, mask, _ = tokenizer.encode(list(words), 4)
+    return [int(row[1]) for row, real in zip(ids, mask, strict=True) if real.sum() == 3]
+
+
+def word_accuracy(
+    engine: Forward, mlm: MLM, batches: Iterable[Batch], word_ids: Sequence[int], progress: Progress = silent
+) -> WordAccuracy:
+    """Returns how often MLM names one hidden word of each caption, among `word_ids` where it stands there.
+
+    Every rank must call, with equally many batches; captions without such a word do not count.
+
+    Args:
+        engine: forwards go through it; of a system whose only objective is `mlm`.
+        mlm: names the view and the mask's id.
+        batches: this rank's share, one pass.
+        word_ids: the ids of the words to hide.
+        progress: called at each micro-batch.
+    """
+    hits = torch.zeros(3, dtype=torch.float64, device=engine.device)  # with, without, all
+    wanted = torch.tensor(sorted(word_ids), device=engine.device)
+    with evaluating(engine):
+        for number, batch in enumerate(batches):
+            progress(f"word probe {number}")
+            view, targets = hide_one_word(batch.to(engine.device), wanted, mlm.facts.mask_id)
+            for index, images in enumerate((view.images, torch.zeros_like(view.images))):
+                prepared = Prepared({mlm.view: replace(view, images=images)}, {"mlm": targets})
+                correct, count = engine(TrainRequest(prepared))["mlm"].metrics["accuracy"]
+                hits[index] += correct
+            hits[2] += count
+    counted = [round(value) for value in dist.all_reduce_sum(hits).tolist()]
+    return WordAccuracy(Share(counted[0], counted[2]), Share(counted[1], counted[2]))
+
+
+def hide_one_word(batch: Batch, wanted: Tensor, mask_id: int) -> tuple[Batch, MLMTargets]:
+    """Returns the batch with one of the wanted words of each own text hidden, drawn by the pair's key.
+
+    Args:
+        batch: on the device.
+        wanted: int64 ids.
+        mask_id: what stands there instead.
+    """
+    rows = batch.pairs[:, 1]
+    ids, length = batch.text_ids[rows], batch.text_ids.shape[1]
+    candidates = torch.isin(ids, wanted)  # [P, L]
+    draw = seed.uniform(batch.pair_keys, "probe.word", length)
+    position = torch.where(candidates, draw, -1.0).argmax(1)  # [P]
+    own = torch.arange(len(rows), device=rows.device)
+    weight = (candidates.any(1) & (batch.weight > 0)).float()
+    hidden = ids.clone()
+    hidden[own, position] = torch.where(weight > 0, mask_id, ids[own, position])
+    view = replace(
+        batch,
+        text_ids=hidden,
+        text_mask=batch.text_mask[rows],
+        special_mask=batch.special_mask[rows],
+        pairs=torch.stack([batch.pairs[:, 0], own], 1),
+        partner=own,
+    )
+    return view, MLMTargets(weight.sum(), own * length + position, ids[own, position], weight)

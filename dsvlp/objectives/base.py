@@ -1,0 +1,102 @@
+"""The contract of an objective: it owns its head, its corruption and its loss.
+
+A step has three phases (System drives them):
+
+1. `prepare(view) -> view, Targets`: corrupts a view of the batch, in recipe order. Pure in the
+   batch's keys. Runs outside the model's forward, for all micro-batches of an optimizer step.
+2. the counts of all targets are summed over ranks and micro-batches by one all-reduce.
+3. `begin(passes, targets)` starts work that can overlap with later passes (SPL's matching);
+   `loss(passes, targets, begun) -> Loss` returns a sum and a count.
+
+What an objective needs of another is a typed field: `Batch.partner` and `Batch.matched` (ITM's
+prepare swaps the texts and so runs first on its view; MLM reads `matched`). Weights live in the
+recipe. A *task* (VQA, retrieval, captioning ...) is an objective that also predicts and scores.
+
+The **best constant predictor** is what a model could reach that sees no input: `constant` adds up
+what it must know of the targets, `constant_loss` turns the sum into the loss. Evaluation prints it
+beside every loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dsvlp.passes import Passes
+from dsvlp.types import Batch, Loss
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What an objective must predict; each objective derives its own class with its tensors.
+
+    Attributes:
+        count: float32 scalar on the batch's device, the divisor's local share.
+    """
+
+    count: Tensor
+
+
+class Objective(nn.Module):
+    """Base of all objectives. Derived classes keep only their head as parameters.
+
+    Attributes:
+        name: the recipe's table, and the prefix of its metrics.
+        view: the view of the batch that it edits and reads.
+        seconds: what its work on the host took since the start, by name, for the step's time split.
+    """
+
+    name: str
+
+    def __init__(self, view: str) -> None:
+        super().__init__()
+        self.view = view
+        self.seconds: dict[str, float] = {}
+
+    def prepare(self, view: Batch) -> tuple[Batch, Targets]:
+        """Returns the corrupted view and the targets. No parameter is used here."""
+        raise NotImplementedError
+
+    def begin(self, passes: Passes, targets: Any) -> Any:
+        """Starts what may overlap with the passes to come; its result goes to `loss`."""
+        return None
+
+    def loss(self, passes: Passes, targets: Any, begun: Any = None) -> Loss:
+        """Returns the summed loss of this micro-batch, its count and metrics."""
+        raise NotImplementedError
+
+    def constant(self, targets: Any) -> Tensor:
+        """Returns sufficient statistics of the targets, float64, to be summed over a data set."""
+        raise NotImplementedError
+
+    def constant_loss(self, statistics: Tensor) -> dict[str, float]:
+        """Returns "loss" and, where it means something, "accuracy" of the best constant predictor."""
+        raise NotImplementedError
+
+
+def class_constant(statistics: Tensor) -> dict[str, float]:
+    """Returns cross-entropy (nats) and accuracy of always predicting the empirical distribution.
+
+    Args:
+        statistics: float64 [classes], how often each class is the target.
+    """
+    total = statistics.sum().clamp(min=1)
+    share = statistics[statistics > 0] / total
+    return {
+        "loss": float(-(share * share.log()).sum()),
+        "accuracy": float(statistics.max() / total),
+    }
+
+
+def class_counts(labels: Tensor, weight: Tensor, classes: int) -> Tensor:
+    """Returns the summed weight of each class, float64 [classes]; labels of weight 0 may lie outside."""
+    counts = torch.zeros(classes, dtype=torch.float64, device=labels.device)
+    return counts.index_add_(0, labels.flatten().clamp(0, classes - 1), weight.flatten().double())
+
+
+def accuracy(predictions: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns (weight of the correct predictions, weight of all), float32 scalars; all of one shape."""
+    return ((predictions == labels) * weight).sum(), weight.sum()

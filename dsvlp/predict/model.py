@@ -1,0 +1,182 @@
+"""A trained system that encodes, matches and shows where its words look.
+
+Legend: I images, T texts, B pairs, L text tokens, N image tokens, D width, h x w grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsvlp import dist
+from dsvlp.data import augment
+from dsvlp.data.decode import BadImage, CPUDecoder, EncodedImage
+from dsvlp.data.jpeg import normalise
+from dsvlp.data.text import Tokenizer
+from dsvlp.engine.inference import Inference, Trained, load_trained
+from dsvlp.errors import DataError, RunError
+from dsvlp.models.svl import SVL
+from dsvlp.predict import export
+from dsvlp.system import ImageRequest, MatchRequest, TextRequest
+from dsvlp.types import Encoded, States
+
+ImageFile = str | Path | bytes  # the path of an image file, or its bytes
+
+
+@dataclass(frozen=True)
+class WordAttention:
+    """Where one word of a text looks.
+
+    Attributes:
+        word: the word, its pieces joined.
+        map: float32 [h, w], share of the word's attention on each cell; sums to 1.
+    """
+
+    word: str
+    map: np.ndarray
+
+
+class Predictor:
+    """A trained system for use: evaluation mode, no gradients, fp32. Made by `load`.
+
+    Attributes:
+        trained: recipe, facts, system, step.
+        tokenizer: the one it was trained with.
+        device: where it runs.
+    """
+
+    def __init__(self, trained: Trained, tokenizer: Tokenizer, device: torch.device) -> None:
+        self.trained, self.tokenizer, self.device = trained, tokenizer, device
+        self._system = Inference(trained.system, "fp32", device)
+
+    @torch.inference_mode()
+    def encode_image(self, images: Sequence[ImageFile]) -> States:
+        """Returns image states before fusion, tokens [I, N, D].
+
+        Raises:
+            DataError: an image that cannot be read.
+        """
+        size = self.trained.recipe.model.image_size
+        pixels = torch.zeros(len(images), 3, size, size)
+        for image, out in zip(images, pixels, strict=True):
+            _read_image(image, out)
+        return cast(States, self._system(ImageRequest(pixels.to(self.device))))
+
+    @torch.inference_mode()
+    def encode_text(self, texts: Sequence[str]) -> States:
+        """Returns text states before fusion, tokens [T, L, D]; longer texts are cut as in training."""
+        ids, mask = self._ids(texts)
+        return cast(States, self._system(TextRequest(ids, mask)))
+
+    @torch.inference_mode()
+    def score(self, images: States, texts: States) -> Tensor:
+        """Returns the probability [B] that the rows of both belong together.
+
+        Raises:
+            RunError: the system was trained without image-text matching.
+        """
+        if self.trained.recipe.objectives.itm is None:
+            raise RunError(
+                "this system was trained without objectives.itm and cannot match", "a system with ITM"
+            )
+        _, logits = cast(tuple[Encoded, Tensor], self._system(MatchRequest(images, texts)))
+        return torch.sigmoid(logits)
+
+    def match(self, image: ImageFile, text: str) -> float:
+        """Returns the probability that the text belongs to the image."""
+        return float(self.score(self.encode_image([image]), self.encode_text([text])))
+
+    @torch.inference_mode()
+    def attention(self, image: ImageFile, text: str) -> list[WordAttention]:
+        """Returns where each word looks: cross-attention, mean over layers, heads and the word's pieces.
+
+        Raises:
+            RunError: queries stand in the place of the grid.
+        """
+        model, recipe = cast(SVL, self.trained.system.model), self.trained.recipe.model
+        if recipe.visual_queries:
+            raise RunError(
+                f"model.visual_queries = {recipe.visual_queries}: words look at queries, not at places",
+                "a system whose image tokens are the grid",
+            )
+        weights = model.cross_attention(self.encode_image([image]), self.encode_text([text]))
+        side = recipe.image_size // model.stride
+        maps = weights.mean((0, 2))[0].unflatten(-1, (side, side)).float().cpu().numpy()  # [L, h, w]
+        ids, mask = self._ids([text])
+        tokens = self.tokenizer.tokens(ids[0, mask[0]].tolist())
+        return join_pieces(tokens[1:-1], maps[1 : len(tokens) - 1])
+
+    def _ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        length = self.trained.recipe.model.text.max_length
+        ids, mask, _ = self.tokenizer.encode(texts, length)
+        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+
+
+def load(folder: str | Path, device: torch.device | None = None) -> Predictor:
+    """Returns the trained system of a run's folder or of an export.
+
+    Args:
+        folder: what `dsvlp train --run` or `dsvlp export --out` made.
+        device: where it runs; None: the GPU where there is one.
+
+    Raises:
+        RunError, CheckpointError: nothing is there, or it is damaged.
+    """
+    trained, tokenizer = open_trained(Path(folder))
+    return Predictor(trained, tokenizer, device or dist.device())
+
+
+def open_trained(folder: Path) -> tuple[Trained, Tokenizer]:
+    """Returns the system and tokenizer of an export, or of a run's newest checkpoint."""
+    if export.is_export(folder):
+        return export.read(folder)
+    if not (folder / "recipe.json").is_file():
+        raise RunError(
+            f"{folder} is neither a run nor an export",
+            "a folder with recipe.json (dsvlp train) or export.json (dsvlp export)",
+            "Check the path",
+        )
+    return load_trained(folder), Tokenizer.load(folder / export.TOKENIZER)
+
+
+def join_pieces(tokens: Sequence[str], maps: np.ndarray) -> list[WordAttention]:
+    """Returns one entry a word: WordPiece's "##" pieces belong to the word before.
+
+    Args:
+        tokens: names of the tokens, without [CLS] and [SEP].
+        maps: float32 [tokens, h, w].
+    """
+    words: list[tuple[str, list[np.ndarray]]] = []
+    for token, piece in zip(tokens, maps, strict=True):
+        if token.startswith("##") and words:
+            words[-1] = (words[-1][0] + token.removeprefix("##"), [*words[-1][1], piece])
+        else:
+            words.append((token, [piece]))
+    return [WordAttention(word, np.mean(pieces, 0)) for word, pieces in words]
+
+
+def read_bytes(image: ImageFile) -> bytes:
+    """Returns an image file's bytes; raises `DataError` where it cannot be read."""
+    if isinstance(image, bytes):
+        return image
+    try:
+        return Path(image).read_bytes()
+    except OSError as error:
+        raise DataError(f"{image} cannot be read: {error.strerror}", "an image file") from error
+
+
+def _read_image(image: ImageFile, out: Tensor) -> None:
+    """Writes an image as evaluation sees it into `out` [3, S, S]: any format, decoded as in training."""
+    stored = normalise(read_bytes(image))
+    jpeg = np.frombuffer(stored.jpeg, np.uint8)
+    size, (height, width) = out.shape[-1], (stored.height, stored.width)
+    pixels = CPUDecoder().decode([EncodedImage(jpeg, height, width, size, size)])[0]
+    if isinstance(pixels, BadImage):
+        raise DataError(f"the image cannot be decoded: {pixels.reason}", "a whole image file")
+    augment.place_image(pixels, augment.whole(height, width, size), (height, width), out)

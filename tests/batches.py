@@ -1,0 +1,135 @@
+"""Made-up batches, facts and small recipes for tests: valid in every field, of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+
+from dsvlp import recipe
+from dsvlp.types import Batch, DataFacts, LabelTable
+
+PAD, CLS, SEP, MASK, FIRST_WORD = 0, 1, 2, 3, 5
+SHAPES = LabelTable("shapes", (3, 7, 11, 12), ("circle", "square", "triangle", "star"), ignore=0)
+
+
+def make_facts(vocabulary: int = 40) -> DataFacts:
+    """Returns facts of a data set with maps and boxes of four classes."""
+    return DataFacts(vocabulary, PAD, CLS, SEP, MASK, segmentation=SHAPES, boxes=SHAPES)
+
+
+def make_batch(
+    pairs: int = 8,
+    captions: int = 1,
+    image_size: int = 32,
+    length: int = 10,
+    vocabulary: int = 40,
+    boxes: int = 6,
+    partners: bool = True,
+    seed: int = 0,
+) -> Batch:
+    """Returns a random batch as the loader would make it.
+
+    Args:
+        pairs: P; the images are P / captions.
+        captions: successive pairs that name one image.
+        image_size: pixels of both sides.
+        length: L; texts have 1 to L - 2 words.
+        vocabulary: token ids, the first five of them special.
+        boxes: K; images have 0 to K labels, some images have no map.
+        partners: T = 2P with the partners' texts in the second half; else T = P.
+        seed: the same seed gives the same batch.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    images = pairs // captions
+
+    def integers(high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(0, high, shape, generator=draw)
+
+    own = torch.arange(pairs)
+    text_ids, text_mask, special_mask = _texts(pairs, length, vocabulary, draw)
+    partner, matched = own, torch.ones(pairs, dtype=torch.bool)
+    if partners:
+        other = (own + captions) % pairs
+        text_ids, text_mask, special_mask = (
+            torch.cat((t, t[other])) for t in (text_ids, text_mask, special_mask)
+        )
+        partner, matched = own + pairs, integers(2, pairs) == 0
+    segmentation = integers(len(SHAPES.names) + 1, images, image_size, image_size) - 1
+    segmentation[integers(4, images) == 0] = -1
+    labels = integers(len(SHAPES.names), images, boxes)
+    labels[integers(3, images, boxes) == 0] = -1
+    return Batch(
+        images=torch.randn(images, 3, image_size, image_size, generator=draw),
+        text_ids=text_ids,
+        text_mask=text_mask,
+        special_mask=special_mask,
+        pairs=torch.stack((own // captions, own), 1),
+        partner=partner,
+        matched=matched,
+        weight=torch.ones(pairs),
+        image_keys=integers(2**62, images),
+        pair_keys=integers(2**62, pairs),
+        segmentation=segmentation,
+        boxes_cxcywh=torch.rand(images, boxes, 4, generator=draw),
+        box_labels=labels,
+        samples=own,
+        rows=torch.arange(images),
+    )
+
+
+def _texts(
+    count: int, length: int, vocabulary: int, draw: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ids = torch.randint(FIRST_WORD, vocabulary, (count, length), generator=draw)
+    end = torch.randint(2, length, (count, 1), generator=draw)
+    place = torch.arange(length)
+    ids[:, 0] = CLS
+    ids = ids.scatter(1, end, SEP).masked_fill(place > end, PAD)
+    return ids, place <= end, (place == 0) | (place >= end)
+
+
+def take_pairs(batch: Batch, rows: Sequence[int]) -> Batch:
+    """Returns the pairs `rows` with their images and texts, as another cut or order would deal them."""
+    index = torch.tensor(rows)
+    pairs = batch.pairs[index]
+    images, image_rows = pairs[:, 0].unique(return_inverse=True)
+    texts, text_rows = torch.cat((pairs[:, 1], batch.partner[index])).unique(return_inverse=True)
+    own, partner = text_rows.chunk(2)
+    cut: dict[str, Any] = {"pairs": torch.stack((image_rows, own), 1), "partner": partner}
+    for name in ("matched", "weight", "pair_keys", "samples"):
+        cut[name] = getattr(batch, name)[index]
+    for name in ("text_ids", "text_mask", "special_mask"):
+        cut[name] = getattr(batch, name)[texts]
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if field.name not in cut and value is not None:
+            cut[field.name] = value[images]
+    return replace(batch, **cut)
+
+
+def make_recipe(*overrides: str, objectives: tuple[str, ...] = ("itm", "mlm", "segl")) -> recipe.Recipe:
+    """Returns `tiny_svl` made smaller still (32 pixels, width 32) with the given objectives."""
+    sizes = (
+        "model.image_size=32",
+        "model.image.patch_size=8",
+        "model.image.width=32",
+        "model.image.heads=2",
+        "model.image.layers=2",
+        "model.text.width=32",
+        "model.text.heads=2",
+        "model.text.layers=2",
+        "model.text.feed_forward=64",
+        "model.text.vocabulary=40",
+        "model.text.max_length=10",
+        "model.text.dropout=0.0",
+        "batch.global_pairs=8",
+        "batch.micro_pairs=8",
+    )
+    dropped = [f"objectives.{name}=false" for name in ("itm", "mlm", "segl") if name not in objectives]
+    chosen = [f"objectives.{name}={{}}" for name in objectives]
+    ssul = ["objectives.ssul.cell=8"] if "ssul" in objectives else []
+    spl = ["model.visual_queries=4"] if "spl" in objectives else []
+    return recipe.load("tiny_svl", [*sizes, *dropped, *chosen, *ssul, *spl, *overrides])

@@ -1,0 +1,89 @@
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from dsvlp.cli import main, recipes
+
+ROOT = Path(__file__).parents[2]
+
+
+def dsvlp(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dsvlp", *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
+
+
+def test_help_answers_in_half_a_second():
+    """The fastest of five: the limit is ours, not the machine's load."""
+    seconds = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        done = dsvlp("--help")
+        seconds.append(time.perf_counter() - begun)
+        assert done.returncode == 0 and all(verb in done.stdout for verb in main.VERBS)
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize("verb", main.VERBS)
+def test_every_verb_has_a_file_with_a_command(verb):
+    command = main.cli.get_command(click.Context(main.cli), verb)
+    assert isinstance(command, click.Command)
+    assert command.help, "its docstring is what --help prints"
+
+
+def test_our_errors_are_one_sentence_and_exit_code_2():
+    done = dsvlp("recipes", "tiny_svl", "optimizer.lrr=1")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "'optimizer.lrr', did you mean 'lr'?" in done.stderr
+
+
+def test_debug_shows_where_the_error_came_from():
+    done = dsvlp("recipes", "nothing_like_it", DSVLP_DEBUG="1")
+    assert done.returncode != 0 and "Traceback" in done.stderr
+
+
+def test_a_missing_library_is_named_with_its_remedy(monkeypatch):
+    def absent(name: str) -> None:
+        raise ModuleNotFoundError("No module named 'ffcv'", name="ffcv")
+
+    monkeypatch.setattr(main.importlib, "import_module", absent)
+    with pytest.raises(main.MissingDependency, match=r"'ffcv'.*dsvlp doctor"):
+        main.cli.get_command(click.Context(main.cli), "data")
+
+
+def test_an_unknown_verb_is_refused():
+    done = dsvlp("trian")
+    assert done.returncode == 2 and "trian" in done.stderr
+
+
+def test_recipes_lists_every_shipped_recipe_with_its_cost():
+    printed = CliRunner().invoke(recipes.command, []).output
+    for path in (ROOT / "dsvlp/recipes").glob("*.toml"):
+        line = next(line for line in printed.splitlines() if line.split()[:1] == [path.stem])
+        assert " M " in line
+
+
+def test_keys_name_type_default_and_meaning():
+    lines = CliRunner().invoke(recipes.command, ["--keys"]).output.splitlines()
+    assert "optimizer.lr: number > 0" in lines
+    assert "data.augment.scale: [number > 0, number > 0] = [0.8, 1.2]" in lines
+    assert any(line.startswith("model.image (kind resnet).segmentation: ") for line in lines)
+    zero = next(line for line in lines if line.startswith("engine.zero: "))
+    assert '"zero1" | "zero2"' in zero and zero.endswith('= "zero1"')
+
+
+def test_a_recipe_is_shown_resolved():
+    printed = CliRunner().invoke(recipes.command, ["tiny_svl", "seed=7"]).output
+    assert '"seed": 7' in printed and "cross-modality layers" in printed

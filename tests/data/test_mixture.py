@@ -1,0 +1,31 @@
+import numpy as np
+import pytest
+
+from dsvlp.data.mixture import Mixture, whole_counts
+
+
+@pytest.mark.parametrize("weights", [(1,), (1, 1), (3, 1), (0.7, 0.2, 0.1), (5, 3.3, 0.01), (1e6, 1)])
+def test_counts_follow_the_weights_at_every_position(weights):
+    mixture = Mixture(weights)
+    sources, own = mixture.at(np.arange(20_000))
+    for source in range(len(weights)):
+        mine = np.cumsum(sources == source)
+        expected = np.arange(1, 20_001) * mixture.shares[source]
+        assert np.abs(mine - expected).max() <= len(weights)
+        assert own[sources == source].tolist() == list(range(mine[-1]))  # its own positions, none left out
+
+
+def test_shares_are_the_weights():
+    assert Mixture((0.7, 0.2, 0.1)).shares == pytest.approx([0.7, 0.2, 0.1])
+    assert Mixture((np.pi, 1.0)).shares == pytest.approx([np.pi / (np.pi + 1), 1 / (np.pi + 1)], abs=1e-3)
+
+
+def test_whole_counts_are_the_smallest():
+    assert whole_counts((2.0, 1.0)) == [2, 1]
+    assert whole_counts((0.5, 0.25, 0.25)) == [2, 1, 1]
+
+
+def test_a_far_position_costs_no_more_than_a_near_one():
+    mixture = Mixture((3, 1))
+    _, own = mixture.at(np.array([4 * 10**12, 4 * 10**12 + 1, 4 * 10**12 + 2, 4 * 10**12 + 3]))
+    assert sorted(own.tolist()) == [10**12, 3 * 10**12, 3 * 10**12 + 1, 3 * 10**12 + 2]

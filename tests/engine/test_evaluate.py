@@ -1,0 +1,187 @@
+"""Evaluation does not depend on the number of processes, and agrees with slow references."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dsvlp import recipe, system
+from dsvlp.data.loader import Loader, open_data
+from dsvlp.data.synthetic import relation_pairs
+from dsvlp.engine.evaluate import evaluate
+from dsvlp.engine.inference import Inference, load_weights
+from dsvlp.engine.probes import hide_one_word, picture, relation_accuracy, single_tokens
+from dsvlp.engine.retrieval import score_all_pairs
+from dsvlp.errors import CheckpointError, RunError
+from dsvlp.system import MatchRequest, TrainRequest
+from tests.engine.processes import run
+from tests.engine.test_train import SMALL
+
+SETTINGS = [*SMALL, "batch.micro_pairs=4", "batch.global_pairs=16"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("evaluate")
+
+
+@pytest.fixture(scope="module")
+def world(folder):
+    """Returns (recipe, data, untrained system) of the small synthetic world."""
+    loaded = recipe.load("tiny_svl", SETTINGS)
+    with open_data(loaded, folder) as data:
+        yield loaded, data, system.build(loaded, data.facts)
+
+
+def batches(world, pairs):
+    loaded, data, _ = world
+    with Loader(
+        loaded, [data.held_out], data.tokenizer, rank=0, world=1, split="evaluate", pairs=pairs
+    ) as some:
+        return list(some)
+
+
+def engine_of(model):
+    return Inference(model, "fp32", torch.device("cpu"))
+
+
+def test_two_processes_measure_what_one_measures(folder, world):
+    for name, processes in (("one", 1), ("two", 2)):
+        run("evaluate_shards.py", name, str(folder), *SETTINGS, world=processes, scratch=folder)
+    one, two = (json.loads((folder / f"{name}.json").read_text()) for name in ("one", "two"))
+    assert one["losses"].keys() == two["losses"].keys()
+    for key, value in one["losses"].items():
+        assert two["losses"][key] == pytest.approx(value, rel=1e-5), key
+    assert one["losses"]["count/itm"] == two["losses"]["count/itm"] == 37
+    assert one["words"] == two["words"] and one["words"][0] > 10
+    first, second = (np.load(folder / f"{name}.npz") for name in ("one", "two"))
+    for field in ("image_of_text", "image_rows", "samples"):
+        assert first[field].tolist() == second[field].tolist()
+    assert np.allclose(first["scores"], second["scores"], atol=1e-6)
+
+
+def test_cached_scores_are_those_of_each_pair_by_itself(world):
+    _, _, model = world
+    some = batches(world, 9)
+    engine = engine_of(model)
+    matrix = score_all_pairs(engine, some, chunk_pairs=7)
+    images, texts = {}, {}
+    for batch in some:
+        for pair in torch.nonzero(batch.weight > 0).flatten().tolist():
+            image, text = batch.pairs[pair].tolist()
+            images[int(batch.rows[image])] = batch.images[image : image + 1]
+            texts[int(batch.samples[pair])] = (
+                batch.text_ids[text : text + 1],
+                batch.text_mask[text : text + 1],
+            )
+    assert sorted(images) == matrix.image_rows.tolist() and sorted(texts) == matrix.samples.tolist()
+    with torch.no_grad():
+        for row, image in enumerate(matrix.image_rows):
+            for column, sample in enumerate(matrix.samples):
+                states = model.model.encode_image(images[image])
+                _, score = engine(MatchRequest(states, model.model.encode_text(*texts[sample])))
+                assert matrix.scores[row, column] == pytest.approx(score.item(), abs=1e-5)
+
+
+def test_first_captions_are_a_part_of_all(world):
+    _, _, model = world
+    some = batches(world, 60)
+    every = score_all_pairs(engine_of(model), some, 64)
+    first = score_all_pairs(engine_of(model), some, 64, captions="first")
+    assert len(first.samples) == len(first.image_rows) < len(every.samples)
+    assert first.recalls("first") == every.recalls("first")
+
+
+def test_losses_are_means_over_all_targets_and_stand_beside_their_constant(world):
+    _, _, model = world
+    some = batches(world, 10)  # three micro-batches of 4: the last is padded
+    found = evaluate(engine_of(model), model, some, {"itm": 2.0, "mlm": 1.0, "segl": 1.0})
+    sums = dict.fromkeys(model.objectives, (0.0, 0.0))
+    with torch.no_grad():
+        for batch in some:
+            for name, loss in model(TrainRequest(model.prepare(batch))).items():
+                sums[name] = (sums[name][0] + float(loss.sum), sums[name][1] + float(loss.count))
+    for name, (value, count) in sums.items():
+        assert found[f"loss/{name}"] == pytest.approx(value / count, rel=1e-6)
+    assert found["count/itm"] == 10
+    expected = 2 * found["loss/itm"] + found["loss/mlm"] + found["loss/segl"]
+    assert found["loss/total"] == pytest.approx(expected)
+    assert found["constant/itm"] <= np.log(2) + 1e-6 and 0.5 <= found["constant/itm/accuracy"] < 1
+
+
+def test_no_data_is_an_error_of_ours(world):
+    with pytest.raises(RunError, match="no batch"):
+        evaluate(engine_of(world[2]), world[2], [], {})
+    with pytest.raises(RunError, match="no batch"):
+        score_all_pairs(engine_of(world[2]), [], 8)
+
+
+def test_one_wanted_word_a_text_is_hidden_and_it_is_the_target(world):
+    _, data, _ = world
+    wanted = torch.tensor(single_tokens(["red", "green", "blue", "yellow"], data.tokenizer))
+    assert len(wanted) == 4
+    (batch, *_) = batches(world, 4)
+    view, targets = hide_one_word(batch, wanted, data.tokenizer.mask_id)
+    original = batch.text_ids[batch.pairs[:, 1]]
+    for row in range(len(view.pairs)):
+        changed = torch.nonzero(view.text_ids[row] != original[row]).flatten().tolist()
+        has_one = bool(torch.isin(original[row], wanted).any())
+        assert len(changed) == int(has_one) == int(targets.weight[row])
+        for position in changed:
+            assert original[row, position] in wanted
+            assert view.text_ids[row, position] == data.tokenizer.mask_id
+            assert targets.positions[row] == row * original.shape[1] + position
+            assert targets.labels[row] == original[row, position]
+    assert targets.count == targets.weight.sum()
+
+
+def test_the_relation_probe_counts_higher_scores_of_the_true_caption(world):
+    _, data, _ = world
+    pairs = relation_pairs(12, seed=0, image_size=64)
+
+    class Reader:
+        """Knows the answer to the first two thirds: the true captions' ids, in order."""
+
+        device = torch.device("cpu")
+
+        def __init__(self):
+            true = [pair.true for pair in pairs[:8]]
+            self.known = {tuple(ids) for ids in data.tokenizer.encode(true, 24)[0].tolist()}
+            self.texts = None
+
+        def __call__(self, request):
+            if isinstance(request, MatchRequest):
+                return None, torch.tensor([1.0 if tuple(ids) in self.known else 0.0 for ids in self.texts])
+            if hasattr(request, "text_ids"):
+                self.texts = request.text_ids.tolist()
+            size = len(getattr(request, "text_ids", getattr(request, "images", None)))
+            return system.States(torch.zeros(size, 1, 1), torch.ones(size, 1, dtype=torch.bool))
+
+        def eval(self): ...
+
+        def train(self): ...
+
+    found = relation_accuracy(Reader(), pairs, data.tokenizer, 32, 24, chunk=5)
+    assert found.total == 12
+    assert 8 - 1 <= found.hits <= 9  # a false caption may be another picture's true one
+
+
+def test_a_probes_picture_is_the_evaluations(world):
+    first = {pair.image: pair.jpeg for pair in relation_pairs(48, seed=0, image_size=64)}
+    (batch, *_) = batches(world, 4)
+    for index, row in enumerate(batch.rows.tolist()):
+        if row in first:
+            assert torch.equal(picture(first[row], 32), batch.images[index])
+    assert set(batch.rows.tolist()) & first.keys()
+
+
+def test_weights_that_do_not_fit_are_named(world):
+    _, _, model = world
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    name = "model.pooler.dense.weight"
+    with pytest.raises(CheckpointError, match=rf"{name}: \(3,\) in the file, \(32, 32\) in the system"):
+        load_weights(model, {**weights, name: torch.zeros(3)}, "step-7")
+    del weights[name]
+    with pytest.raises(CheckpointError, match=rf"{name}: absent in the file"):
+        load_weights(model, weights, "step-7")

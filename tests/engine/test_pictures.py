@@ -1,0 +1,56 @@
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from dsvlp.engine import pictures
+
+
+def test_normalised_images_come_back_as_the_pixels_they_were():
+    pixels = torch.randint(0, 256, (3, 5, 7), generator=torch.Generator().manual_seed(0))
+    mean, deviation = (
+        torch.tensor(v).view(3, 1, 1) for v in (pictures.IMAGENET_MEAN, pictures.IMAGENET_DEVIATION)
+    )
+    back = pictures.to_pixels((pixels / 255 - mean) / deviation)
+    assert np.array_equal(back, pixels.permute(1, 2, 0).numpy())
+
+
+def test_every_class_has_its_own_colour_and_no_class_is_black():
+    classes = torch.arange(-1, 60).view(1, -1)
+    drawn = pictures.colours(classes)[0]
+    assert drawn[0].tolist() == [0, 0, 0]
+    assert len({tuple(colour) for colour in drawn.tolist()}) == 61
+
+
+def test_the_grid_shows_what_was_masked_and_which_texts_were_swapped():
+    images = torch.zeros(3, 3, 8, 8)
+    seen = images.clone()
+    seen[1] += 1
+    grid = pictures.input_grid(
+        images, seen, torch.tensor([True, False, True]), torch.zeros(3, 8, 8).long(), 2
+    )
+    assert grid.shape == (2 * (8 + pictures.GAP), 4 + 3 * (8 + pictures.GAP), 3)
+    assert grid.dtype == np.uint8
+    assert [tuple(grid[row, 0]) for row in (0, 10)] == [pictures.MATCHED, pictures.SWAPPED]
+    first, second = 4 + pictures.GAP, 4 + 2 * pictures.GAP + 8
+    assert np.array_equal(grid[0, first], grid[0, second])
+    assert not np.array_equal(grid[10, first], grid[10, second])
+
+
+def test_masked_words_stand_beside_the_models_guesses():
+    names = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "star"]
+    view = SimpleNamespace(
+        text_ids=torch.tensor([[1, 4, 3, 7, 2, 0], [1, 4, 5, 3, 2, 0]]),
+        text_mask=torch.tensor([[1, 1, 1, 1, 1, 0]] * 2).bool(),
+    )
+    targets = SimpleNamespace(
+        positions=torch.tensor([2, 9, 0]),
+        labels=torch.tensor([5, 7, 0]),
+        weight=torch.tensor([1.0, 1.0, 0.0]),
+    )
+    shown = SimpleNamespace(
+        prepared=SimpleNamespace(targets={"mlm": targets}, views={"joint": view}),
+        predictions={"mlm": torch.tensor([6, 7, 4])},
+    )
+    text = pictures.masked_captions(shown, "joint", lambda ids: [names[i] for i in ids])
+    assert text == "* a ~~blue~~ **red** star\n* a red **star**"

@@ -1,0 +1,30 @@
+import os
+import signal
+
+import pytest
+
+from dsvlp.engine.stop import SIGNALS, StopFlag
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_first_signal_only_sets_the_flag(number):
+    with StopFlag() as stop:
+        assert stop.received is None
+        os.kill(os.getpid(), number)
+        assert stop.received == number.name
+
+
+def test_a_second_sigint_ends_at_once_and_other_seconds_do_not():
+    with StopFlag() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert stop.received == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_handlers_of_before_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopFlag():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -1,0 +1,55 @@
+"""One rank: trains a small SVL under a ZeRO stage; rank 0 writes the losses. `zero_worker.py THEME FILE`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from dsvlp import dist
+from dsvlp.engine.zero import Engine
+from dsvlp.system import TrainRequest, build
+from tests.batches import make_batch, make_facts, make_recipe, take_pairs
+
+# Wide enough that ZeRO-3 partitions the matrices and does not keep them as small.
+SIZES = (
+    "model.image.width=320",
+    "model.text.width=320",
+    "model.text.vocabulary=400",
+    "model.text.feed_forward=640",
+    "batch.micro_pairs=4",
+    "engine.precision=fp32",
+)
+OBJECTIVES = ("itm", "mlm", "segl", "ssul", "spl")
+
+
+def train(zero: str, checkpointing: str) -> list[dict[str, float]]:
+    """Returns the normalised losses of four steps, summed over ranks."""
+    recipe = make_recipe(f"engine.zero={zero}", *SIZES, objectives=OBJECTIVES)
+    system = build(recipe, make_facts())
+    system.model.set_activation_checkpointing(checkpointing)
+    engine = Engine(system, recipe, accumulation=1)
+    engine.train()
+    half = 8 // dist.world_size()
+    batch = take_pairs(make_batch(), range(dist.rank() * half, dist.rank() * half + half))
+    prepared = system.prepare(batch)
+    names = list(system.objectives)
+    counts = dist.all_reduce_sum(prepared.counts(names))
+    out = []
+    for _ in range(4):
+        losses = engine(TrainRequest(prepared))
+        sums = torch.stack([losses[name].sum for name in names])
+        engine.backward((sums / counts).sum() * dist.world_size())
+        engine.step(1e-3)
+        values = dist.all_reduce_sum(sums.detach().clone()) / counts
+        out.append(dict(zip(names, values.tolist(), strict=True)))
+    return out
+
+
+if __name__ == "__main__":
+    runs = (("zero1", "none"), ("zero3", "none"), ("zero3", "full"))
+    results = {f"{zero} {mode}": train(zero, mode) for zero, mode in runs}
+    if dist.rank() == 0:
+        Path(sys.argv[2]).write_text(json.dumps(results))

@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import dsvlp
+from dsvlp import recipe
+from dsvlp.cli import predict as verb
+from dsvlp.errors import DataError, RunError
+from dsvlp.passes import select
+from dsvlp.predict import model, overlay
+from dsvlp.types import States
+from tests.predict.conftest import TEXTS, save_run
+
+
+@pytest.fixture(scope="module")
+def predictor(run):
+    return dsvlp.load(run)
+
+
+def test_match_is_a_probability_and_repeats(predictor, picture):
+    first = predictor.match(picture, TEXTS[0])
+    assert 0 < first < 1
+    assert predictor.match(picture, TEXTS[0]) == first
+
+
+def test_scores_of_a_batch_are_those_of_single_pairs(predictor, picture):
+    scores = predictor.score(predictor.encode_image([picture] * 3), predictor.encode_text(TEXTS))
+    single = [predictor.match(picture, text) for text in TEXTS]
+    torch.testing.assert_close(scores, torch.tensor(single), rtol=1e-4, atol=1e-5)
+
+
+def test_one_encoded_image_serves_many_texts(predictor, picture):
+    image, texts = predictor.encode_image([picture]), predictor.encode_text(TEXTS)
+    assert isinstance(image, States)
+    repeated = select(image, torch.zeros(len(TEXTS), dtype=torch.int64))
+    assert predictor.score(repeated, texts).shape == (3,)
+
+
+def test_attention_is_a_share_for_every_word(predictor, picture):
+    words = predictor.attention(picture, "a red circle")
+    assert [word.word for word in words] == ["a", "red", "circle"]
+    for word in words:
+        assert word.map.shape == (6, 6)  # 96 pixels in cells of 16
+        assert word.map.sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_pieces_of_a_word_are_joined_and_averaged():
+    maps = np.stack([np.full((1, 1), value, np.float32) for value in (1.0, 2.0, 4.0)])
+    words = model.join_pieces(["tri", "##angle", "star"], maps)
+    assert [(word.word, float(word.map[0, 0])) for word in words] == [("triangle", 1.5), ("star", 4.0)]
+
+
+def test_an_overlay_marks_the_strongest_cell_alone():
+    grey = Image.new("RGB", (40, 40), (128, 128, 128))
+    weights = np.zeros((4, 4), np.float32)
+    weights[0, 3] = 0.5
+    drawn = np.asarray(overlay.overlay(grey, weights)).astype(int)
+    assert np.abs(drawn[:8, 32:] - 128).max() > 40
+    assert np.abs(drawn[24:, :16] - 128).max() == 0
+
+
+def test_a_system_with_queries_matches_but_has_no_places(tmp_path, picture):
+    shown = recipe.load("tiny_svl", ["model.visual_queries=5", "objectives.segl=false", "objectives.spl={}"])
+    save_run(tmp_path / "run", shown)
+    loaded = dsvlp.load(tmp_path / "run")
+    assert 0 < loaded.match(picture, TEXTS[0]) < 1
+    with pytest.raises(RunError, match="queries"):
+        loaded.attention(picture, TEXTS[0])
+
+
+@pytest.mark.parametrize("broken", [b"", b"no image at all", b"\xff\xd8\xff\xe0 cut"])
+def test_a_broken_image_is_refused(predictor, broken):
+    with pytest.raises(DataError):
+        predictor.match(broken, TEXTS[0])
+
+
+def test_an_absent_image_is_named(predictor):
+    with pytest.raises(DataError, match=r"absent\.jpg cannot be read"):
+        predictor.match("absent.jpg", TEXTS[0])
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(RunError, match="neither a run nor an export"):
+        dsvlp.load(tmp_path)
+
+
+def test_the_verb_prints_scores_and_writes_a_png_a_word(run, picture, tmp_path):
+    (tmp_path / "a.png").write_bytes(picture)
+    words = [str(run), "--image", str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(verb.command, [*words, "--text", "a red circle"])
+    assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "00-a.png",
+        "01-red.png",
+        "02-circle.png",
+    ]
+    assert 0 < float(done.output.split()[0]) < 1

@@ -1,0 +1,85 @@
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+from click.testing import CliRunner
+
+from dsvlp.cli import report
+from dsvlp.reports import curves, html, run, table
+
+
+class Outside(HTMLParser):
+    """Collects every address that a page would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+
+
+def test_the_page_needs_no_other_file(folder):
+    reader = Outside()
+    reader.feed(html.page(run.read(folder)))
+    assert reader.addresses and all(a.startswith("data:image/png;base64,") for a in reader.addresses)
+
+
+def test_the_page_shows_recipe_scores_and_every_curve(folder):
+    (folder / "scores.json").write_text(json.dumps({"retrieval": {"tr_r1": 0.4321}}))
+    page = html.page(run.read(folder))
+    assert "retrieval/tr_r1" in page and "0.4321" in page
+    assert "global_pairs" in page
+    titles = set(re.findall(r'alt="([^"]*)"', page))
+    assert titles == {"loss", "time", "validation/loss", "optimizer/lr"}
+
+
+def test_a_share_stands_with_its_interval_and_sample_size(folder):
+    share = {"value": 0.5, "interval_95": [0.4, 0.6], "total": 96}
+    (folder / "scores.json").write_text(json.dumps({"retrieval": {"tr_r1": share}}))
+    assert html.scores(run.read(folder)) == [("retrieval/tr_r1", "50.0% (95%: 40.0% to 60.0%, of 96)")]
+
+
+def test_text_from_a_run_cannot_become_markup(folder):
+    (folder / "manifest.json").write_text(json.dumps({"command": ["<script>alert(1)</script>"]}))
+    assert "<script>" not in html.page(run.read(folder))
+
+
+def test_time_split_adds_up_to_one(folder):
+    split = html.time_split(run.read(folder))
+    assert split == {"data": pytest.approx(0.25), "forward": pytest.approx(0.75)}
+
+
+def test_a_run_that_has_not_begun_still_has_a_report(folder):
+    (folder / "metrics.jsonl").unlink()
+    assert "0 of 400" in html.page(run.read(folder))
+
+
+def test_the_verb_writes_the_page_and_prints_the_table(folder):
+    done = CliRunner().invoke(report.command, [str(folder)])
+    assert done.exit_code == 0, done.output
+    assert (folder / "report.html").is_file()
+    assert "3 of 400" in done.output
+    row = next(line.split() for line in done.output.splitlines() if line.startswith("mlm"))
+    assert row == ["mlm", "2", "2.5", "3.2"]
+
+
+def test_every_objective_stands_beside_its_best_constant_predictor(folder):
+    rows = {row[0]: row[1:4] for row in html.losses(run.read(folder))}
+    assert rows == {"itm": ("", "", ""), "mlm": (2.0, 2.5, 3.2), "segl": ("", "", "")}
+
+
+def test_smoothing_keeps_a_constant_and_passes_over_nan():
+    assert curves.smooth([2.0, math.nan, 2.0]) == pytest.approx([2.0, 2.0, 2.0])
+    assert math.isnan(curves.smooth([math.nan])[0])
+
+
+def test_numbers_stand_right_and_words_left():
+    lines = table.text(("name", "n"), [("a", 5), ("long", 1234)]).splitlines()
+    assert lines[2] == "a         5" and lines[3] == "long  1,234"
+
+
+def test_cells_are_escaped():
+    assert "&lt;b&gt;" in table.to_html(("x",), [("<b>",)])
