@@ -108,7 +108,8 @@ def problems(recipe: Recipe) -> list[str]:
     batch, captions = recipe.batch, recipe.data.captions_per_image
     if batch.global_pairs % batch.micro_pairs:
         out.append(
-            f"batch.global_pairs {batch.global_pairs} is not a multiple of batch.micro_pairs {batch.micro_pairs}"
+            f"batch.global_pairs {batch.global_pairs} is not a multiple of "
+            f"batch.micro_pairs {batch.micro_pairs}"
         )
     if batch.micro_pairs % captions:
         out.append(

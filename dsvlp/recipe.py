@@ -165,6 +165,12 @@ class Objectives(Strict):
     segl: SEGL | None = None
     spl: SPL | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _switched_off(cls, tables: Any) -> Any:
+        """Drops `objectives.NAME = false`: a way to say no that works whatever the base has."""
+        return {k: v for k, v in tables.items() if v is not False} if isinstance(tables, dict) else tables
+
     def enabled(self) -> dict[str, Strict]:
         """Returns name -> table of the objectives that the recipe has, in the order of preparation."""
         return {

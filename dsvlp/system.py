@@ -137,6 +137,7 @@ def build(recipe: Recipe, facts: DataFacts) -> System:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = catalog.SYSTEMS[recipe.model.system].load().from_recipe(recipe.model)
+        model.set_activation_checkpointing(recipe.engine.activation_checkpointing)
         objectives = {
             name: catalog.OBJECTIVES[name].load().from_recipe(table, recipe.model, model, facts)
             for name, table in recipe.objectives.enabled().items()

@@ -66,7 +66,10 @@ def draw(curves: dict[str, list[dict[int, float]]], path: Path) -> None:
 def table(curves: dict[str, list[dict[int, float]]]) -> list[str]:
     """Returns a Markdown table of the last common step: mean, spread and each seed's value."""
     last = min(max(member) for members in curves.values() for member in members)
-    rows = [f"| visual loss | ITM loss at step {last}: mean | spread (max - min) | each seed |", "|---|---|---|---|"]
+    rows = [
+        f"| visual loss | ITM loss at step {last}: mean | spread (max - min) | each seed |",
+        "|---|---|---|---|",
+    ]
     for name, members in curves.items():
         values = [member[last] for member in members]
         each = ", ".join(f"{value:.4f}" for value in values)
@@ -76,7 +79,9 @@ def table(curves: dict[str, list[dict[int, float]]]) -> list[str]:
 
 def main() -> None:
     """Trains all members one after another, then prints the table and draws the curves."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--nproc", type=int, default=1)
@@ -85,7 +90,11 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     every = max(arguments.steps // 10, 1)
-    common = [f"schedule.steps={arguments.steps}", f"watch.validate_every_steps={every}", *arguments.overrides]
+    common = [
+        f"schedule.steps={arguments.steps}",
+        f"watch.validate_every_steps={every}",
+        *arguments.overrides,
+    ]
     curves: dict[str, list[dict[int, float]]] = {name: [] for name in VARIANTS}
     for seed in range(arguments.seeds):
         for name, overrides in VARIANTS.items():

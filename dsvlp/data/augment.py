@@ -20,9 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsvlp.seed import uniform
-
-MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB in 0..1
-DEVIATION = (0.229, 0.224, 0.225)
+from dsvlp.types import IMAGENET_DEVIATION, IMAGENET_MEAN
 
 # SVL, description-aware flip: words that a mirror image would make wrong.
 DIRECTION_WORDS = [
@@ -31,8 +29,10 @@ DIRECTION_WORDS = [
 ]
 TEXT_WORDS = ["sign", "letters", "word", "number", "reads", "says", "logo", "clock", "license plate"]
 
-_SCALE = torch.tensor([1 / (255 * deviation) for deviation in DEVIATION])[:, None, None]
-_SHIFT = torch.tensor([-mean / dev for mean, dev in zip(MEAN, DEVIATION, strict=True)])[:, None, None]
+_SCALE = torch.tensor([1 / (255 * deviation) for deviation in IMAGENET_DEVIATION])[:, None, None]
+_SHIFT = torch.tensor(
+    [-mean / deviation for mean, deviation in zip(IMAGENET_MEAN, IMAGENET_DEVIATION, strict=True)]
+)[:, None, None]
 
 
 @dataclass(frozen=True)

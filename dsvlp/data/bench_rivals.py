@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 import dsvlp.vision  # noqa: F401  torchvision may need its shim
-from dsvlp.data.augment import DEVIATION, MEAN, Crop, draw_crops
+from dsvlp.data.augment import Crop, draw_crops
+from dsvlp.types import IMAGENET_DEVIATION, IMAGENET_MEAN
 
 from torchvision.transforms import functional as pil_ops  # isort: skip
 from torchvision.transforms.v2 import functional as tensor_ops  # isort: skip
@@ -59,12 +60,12 @@ def by_pillow(jpeg: bytes, size: int) -> Tensor:
     target = [crop.target_height, crop.target_width]
     image = pil_ops.resized_crop(image, crop.top, crop.left, crop.height, crop.width, target)
     if target != [size, size]:
-        canvas = Image.new("RGB", (size, size), tuple(round(255 * mean) for mean in MEAN))
+        canvas = Image.new("RGB", (size, size), tuple(round(255 * mean) for mean in IMAGENET_MEAN))
         canvas.paste(image, (crop.target_left, crop.target_top))
         image = canvas
     if crop.flip:
         image = pil_ops.hflip(image)
-    return pil_ops.normalize(pil_ops.to_tensor(image), MEAN, DEVIATION, inplace=True)
+    return pil_ops.normalize(pil_ops.to_tensor(image), IMAGENET_MEAN, IMAGENET_DEVIATION, inplace=True)
 
 
 def by_simplejpeg(jpeg: bytes, size: int) -> Tensor:
@@ -77,7 +78,9 @@ def by_simplejpeg(jpeg: bytes, size: int) -> Tensor:
     )
     if crop.flip:
         image = tensor_ops.horizontal_flip(image)
-    image = tensor_ops.normalize(tensor_ops.to_dtype(image, torch.float32, scale=True), MEAN, DEVIATION, True)
+    image = tensor_ops.normalize(
+        tensor_ops.to_dtype(image, torch.float32, scale=True), IMAGENET_MEAN, IMAGENET_DEVIATION, True
+    )
     if target == [size, size]:
         return image
     left = size - crop.target_left - crop.target_width if crop.flip else crop.target_left

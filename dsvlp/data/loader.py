@@ -126,12 +126,13 @@ class Loader:
 
     def close(self) -> None:
         """Ends all threads; batches made ahead are dropped. Harmless when called twice."""
+        ended = True
         if self._prefetcher is not None:
             self._waited += self._prefetcher.wait_seconds
-            self._prefetcher.close()
+            ended = self._prefetcher.close()
             self._prefetcher = None
         if self._studio is not None:
-            self._studio.close()
+            self._studio.close(wait=ended)  # what hangs, hangs in a read: waiting would hang too
             self._studio = None
 
     def state_dict(self) -> dict[str, Any]:

@@ -32,11 +32,6 @@ class Mixture:
         self._before = before[np.arange(len(self._sources)), self._sources]
         self._counts = np.asarray(counts, np.int64)
 
-    @property
-    def shares(self) -> list[float]:
-        """Returns each source's share of the positions."""
-        return [float(count / self._counts.sum()) for count in self._counts]
-
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns (source [N], how many earlier positions are that source's [N]) for int64 [N]."""
         cycle, place = np.divmod(positions, len(self._sources))

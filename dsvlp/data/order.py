@@ -62,20 +62,17 @@ class Order:
         shard_units: units of each shard, in the order of the files; units are numbered through.
         open_shards: shards of a window.
         key: hash of the seed and the source.
-        shuffle: False keeps the order of the files (evaluation).
     """
 
-    def __init__(self, shard_units: Sequence[int], open_shards: int, key: int, shuffle: bool = True) -> None:
+    def __init__(self, shard_units: Sequence[int], open_shards: int, key: int) -> None:
         self._sizes = np.asarray(shard_units, np.int64)
         self._starts = np.cumsum(self._sizes) - self._sizes
-        self._open_shards, self._key, self._shuffle = open_shards, key, shuffle
+        self._open_shards, self._key = open_shards, key
         self.units = int(self._sizes.sum())
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns (epoch [N], unit [N]) at positions int64 [N] of the endless stream."""
         epochs, places = np.divmod(positions, self.units)
-        if not self._shuffle:
-            return epochs, places
         units = np.empty_like(places)
         for epoch in np.unique(epochs):
             here = epochs == epoch

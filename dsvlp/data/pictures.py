@@ -125,10 +125,10 @@ class Studio:
         place_image(pixels, crop, (row.height, row.width), out.images[job.place])
         return None
 
-    def close(self) -> None:
-        """Ends the pool's threads; images that have not begun are dropped."""
+    def close(self, wait: bool = True) -> None:
+        """Ends the pool's threads; images that have not begun are dropped. `wait`: until they have ended."""
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.shutdown(wait=wait, cancel_futures=True)
 
     def _submit(self, work: Callable[[], R]) -> Future[R]:
         if self._pool is not None:

@@ -13,6 +13,7 @@ from dsvlp.errors import RunError
 T = TypeVar("T")
 
 _POLL_SECONDS = 0.1
+_JOIN_SECONDS = 10.0
 
 
 class Prefetcher(Generic[T]):
@@ -53,10 +54,14 @@ class Prefetcher(Generic[T]):
             raise value
         raise StopIteration
 
-    def close(self) -> None:
-        """Ends the thread and waits for it; harmless when called twice."""
+    def close(self) -> bool:
+        """Ends the thread and returns whether it has ended; a thread that hangs is not waited for.
+
+        Harmless when called twice.
+        """
         self._stop.set()
-        self._thread.join(self._timeout)
+        self._thread.join(min(self._timeout, _JOIN_SECONDS))
+        return not self._thread.is_alive()
 
     def _get(self, deadline: float) -> tuple[str, T | BaseException | None]:
         while True:

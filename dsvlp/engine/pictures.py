@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsvlp.types import IMAGENET_DEVIATION, IMAGENET_MEAN
+
 if TYPE_CHECKING:
     from dsvlp.engine.step import Shown
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 GAP = 2
 MATCHED, SWAPPED, PADDING = (40, 170, 70), (210, 60, 50), (255, 255, 255)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from dsvlp.types import Batch, Loss
 
 if TYPE_CHECKING:
     from dsvlp.engine.zero import Engine
+    from dsvlp.objectives.base import Objective
     from dsvlp.recipe import Recipe
 
 
@@ -83,7 +84,8 @@ class Step:
         self._weights = torch.tensor(weights, device=engine.device)
         self._seed = recipe.seed
         self._scale = dist.world_size() * accumulation
-        self.timer = StepTimer(engine.device)
+        host = {name: cast("Objective", module).seconds for name, module in system.objectives.items()}
+        self.timer = StepTimer(engine.device, host)
 
     def run(self, step: int, batches: list[Batch], lr: float, stop: bool, show: bool = False) -> StepOutput:
         """Takes step number `step` on this rank's micro-batches. Every rank must call.

@@ -122,25 +122,29 @@ class Trainer:
     def run(self) -> Outcome:
         """Trains from where the run stands to its last step, or until it is asked to stop."""
         self._resume()
-        watch = self._recipe.watch
+        watch, steps = self._recipe.watch, self._recipe.schedule.steps
+        if self._step >= steps:
+            log.info("all %d steps are made; nothing is left to do", steps)
+            self._store.close()
+            return Outcome(self._step, False, {})
         self._watch = Watch(
             self._recipe, self._folder.path, self._step, self._clock, self._data.facts, self._engine.device
         )
-        stopping = False
-        while self._step < self._recipe.schedule.steps and not stopping:
+        while self._step < steps:
             with self._clock.phase("train"):
                 output = self._take_step()
                 if self._due(watch.log_every_steps):
                     self._log(output)
+            if self._read_flags():
+                break
             if output.shown is not None:
                 with self._clock.phase("pictures"), self._timer.paused():
                     self._watch.draw(self._step, output.shown, self._data.tokenizer.tokens)
             if self._due(watch.validate_every_steps):
                 self._validate()
-            if self._due(self._recipe.checkpoint.every_steps):
+            if self._due(self._recipe.checkpoint.every_steps) and self._step < steps:
                 self._save()
-            stopping = self._read_flags()
-        return self._finish(stopping)
+        return self._finish(stopped=self._step < steps)
 
     def _due(self, every: int) -> bool:
         return every > 0 and self._step % every == 0
@@ -271,6 +275,7 @@ class Trainer:
         log.info("resumed step %d from %s", self._step, checkpoint.path)
 
     def _finish(self, stopped: bool) -> Outcome:
+        """Saves, after the last step with its validation: a checkpoint of the last step is a finished run."""
         self._folder.reached(self._step)
         if stopped:
             log.info("asked to stop (%s): saving step %d", self._stop.received or "another rank", self._step)

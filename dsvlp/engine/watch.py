@@ -66,7 +66,7 @@ class Watch:
             timer: of the steps since the last call.
             text_tokens: mean length of the step's texts, for model FLOPs.
         """
-        parts, wall = timer.read()
+        (parts, wall), host = timer.read(), timer.read_host()
         steps = step - self._read_step
         self._read_step = step
         if self._metrics is None or steps == 0:
@@ -80,6 +80,7 @@ class Watch:
             "speed/text_tokens": text_tokens,
             "memory/peak_gib": memory(self._device),
             **{f"time/{name}": seconds / steps for name, seconds in parts.items()},
+            **{f"time/{name}": seconds / steps for name, seconds in host.items()},
             "time/other": max(0.0, wall - sum(parts.values())) / steps,
             "time/save": self._save_seconds / steps,
         }

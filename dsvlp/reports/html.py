@@ -100,10 +100,13 @@ def groups(run: Run) -> dict[str, list[str]]:
 
 
 def time_split(run: Run) -> dict[str, float]:
-    """Returns part of a step -> mean share of the wall time, over all log steps."""
+    """Returns part of a step -> mean share of the wall time, over all log steps.
+
+    The parts add up to 1; an objective's work on the host ("spl/waiting") overlaps with them.
+    """
     names = [name for name in run.names() if name.startswith("time/") and name != "time/save_stall"]
     means = {name.split("/", 1)[1]: _mean(run.curve(name)[1]) for name in names}
-    whole = sum(means.values())
+    whole = sum(mean for part, mean in means.items() if "/" not in part)
     return {part: mean / whole for part, mean in means.items()} if whole else {}
 
 

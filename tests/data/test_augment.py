@@ -4,8 +4,6 @@ import torch
 from PIL import Image
 
 from dsvlp.data.augment import (
-    DEVIATION,
-    MEAN,
     Crop,
     draw_crops,
     forbids_flip,
@@ -14,6 +12,7 @@ from dsvlp.data.augment import (
     place_map,
     whole,
 )
+from dsvlp.types import IMAGENET_DEVIATION, IMAGENET_MEAN
 
 S = 32
 
@@ -142,11 +141,11 @@ def test_images_equal_pillows_resize_of_the_window():
         resized = np.asarray(
             window.resize((crop.target_width, crop.target_height), Image.Resampling.BILINEAR)
         )
-        expected = np.full((S, S, 3), 255 * np.array(MEAN))
+        expected = np.full((S, S, 3), 255 * np.array(IMAGENET_MEAN))
         expected[crop.lines(), crop.target_left : crop.target_left + crop.target_width] = resized
         if crop.flip:
             expected = expected[:, ::-1]
-        shown = (out.permute(1, 2, 0).numpy() * DEVIATION + MEAN) * 255
+        shown = (out.permute(1, 2, 0).numpy() * IMAGENET_DEVIATION + IMAGENET_MEAN) * 255
         assert np.abs(shown - expected).max() < 2.5  # both round to 8 bits once or twice
 
 

@@ -51,8 +51,3 @@ def test_a_thousand_million_units_take_less_than_a_megabyte():
     tracemalloc.stop()
     assert len(set(units.tolist())) == 1024 and units.max() < 10**9
     assert peak < 1_000_000
-
-
-def test_without_shuffling_units_come_in_file_order():
-    epochs, units = Order([3, 2], 1, key=0, shuffle=False).at(np.arange(7))
-    assert units.tolist() == [0, 1, 2, 3, 4, 0, 1] and epochs.tolist() == [0] * 5 + [1] * 2

@@ -63,7 +63,8 @@ def runner(weights: dict[str, float]) -> steps.Step:
     tables = {name: SimpleNamespace(weight=weight) for name, weight in weights.items()}
     recipe = SimpleNamespace(objectives=SimpleNamespace(enabled=lambda: tables), seed=0)
     engine = SimpleNamespace(device=torch.device("cpu"))
-    return steps.Step(engine, SimpleNamespace(objectives=weights), recipe, accumulation=3)
+    objectives = {name: SimpleNamespace(seconds={}) for name in weights}
+    return steps.Step(engine, SimpleNamespace(objectives=objectives), recipe, accumulation=3)
 
 
 def test_an_objective_without_targets_gives_exactly_nothing():

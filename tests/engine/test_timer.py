@@ -20,3 +20,14 @@ def test_parts_add_up_and_pauses_are_left_out():
     assert sum(parts.values()) <= wall < sum(parts.values()) + 0.4
     again, short = timer.read()
     assert sum(again.values()) == 0 and short < 0.4
+
+
+def test_work_on_the_host_is_told_since_the_last_read_and_without_pauses():
+    seconds = {"waiting": 5.0}
+    timer = StepTimer(torch.device("cpu"), {"spl": seconds})
+    seconds["waiting"] += 2.0
+    with timer.paused():
+        seconds["waiting"] += 100.0  # validation
+    seconds["waiting"] += 1.0
+    assert timer.read_host() == {"spl/waiting": 3.0}
+    assert timer.read_host() == {"spl/waiting": 0.0}

@@ -104,7 +104,7 @@ def check_what_a_run_leaves(folder: Path) -> None:
     assert 0 < line["speed/mfu_of_matmul"] < 1
     validation = [line for line in numbers(folder) if "validation/loss/total" in line]
     assert [line["step"] for line in validation] == [3, 6]
-    assert validation[0]["validation/constant/itm"] == pytest.approx(0.6931, abs=1e-3)
+    assert validation[0]["validation/constant/itm"] == pytest.approx(0.6931, abs=0.01)
     assert {"recipe.json", "manifest.json", "tokenizer", "logs"} <= {path.name for path in folder.iterdir()}
     assert not (folder / "lease.json").exists()
 
@@ -114,8 +114,9 @@ def test_a_run_stopped_on_two_processes_goes_on_on_one_in_another_stage(tmp_path
     alone = ["batch.micro_pairs=16", "engine.zero=zero2", "model.text.dropout=0.0"]
     pair = ["batch.micro_pairs=4", "engine.zero=zero1", "model.text.dropout=0.0"]
     assert train(whole, environment, 1, *alone, faults="nan:2:0") == 0
-    # The signal reaches rank 1 alone; a step that is not finite on one rank is skipped on both.
-    assert train(cut, environment, 2, *pair, faults="stop:3:1 nan:2:1") == STOPPED
+    # The signal comes to rank 1 alone, during step 2; step 3 brings it to all, who read it after step 4.
+    # Step 2 is not finite on rank 1 alone, and skipped on both.
+    assert train(cut, environment, 2, *pair, faults="stop:2:1 nan:2:1") == STOPPED
     stopped = json.loads((cut / "checkpoints" / "step-00000004" / "state.json").read_text())
     assert (stopped["step"], stopped["data"]["steps"], stopped["skipped"]) == (4, 4, 1)
     assert train(cut, environment, 1, *alone) == 0

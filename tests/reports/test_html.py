@@ -52,6 +52,14 @@ def test_time_split_adds_up_to_one(folder):
     assert split == {"data": pytest.approx(0.25), "forward": pytest.approx(0.75)}
 
 
+def test_an_objectives_work_on_the_host_is_no_part_of_its_own_in_the_time_split(folder):
+    path = folder / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"time/data": 0.1', '"time/data": 0.1, "time/spl/waiting": 0.2'))
+    split = html.time_split(run.read(folder))
+    assert split["data"] + split["forward"] == pytest.approx(1)
+    assert split["spl/waiting"] == pytest.approx(0.5)
+
+
 def test_a_run_that_has_not_begun_still_has_a_report(folder):
     (folder / "metrics.jsonl").unlink()
     assert "0 of 400" in html.page(run.read(folder))
