@@ -1,4 +1,4 @@
-"""From what the processes measured to the rows of `dsvlp bench step`. Torch-free: the CLI reads saved ones."""
+"""From what the processes measured to the rows of `dsvlp bench step`. Torch-free: the CLI needs it."""
 
 from __future__ import annotations
 

@@ -120,7 +120,10 @@ class Trainer:
         self._validation: dict[str, float] = {}
 
     def run(self) -> Outcome:
-        """Trains from where the run stands to its last step, or until it is asked to stop."""
+        """Trains from where the run stands to its last step, or until it is asked to stop.
+
+        A stop saves at once: a validation or picture due at the same step is left out.
+        """
         self._resume()
         watch, steps = self._recipe.watch, self._recipe.schedule.steps
         if self._step >= steps:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsvlp.layers.attention import INITIAL_DEVIATION
+from dsvlp.layers.attention import initial_deviation
 
 
 class GridPositions(nn.Module):
@@ -22,7 +22,7 @@ class GridPositions(nn.Module):
     def __init__(self, side: int, width: int) -> None:
         super().__init__()
         self.side = side
-        self.table = nn.Parameter(torch.empty(1, side * side, width).normal_(std=INITIAL_DEVIATION))
+        self.table = nn.Parameter(torch.empty(1, side * side, width).normal_(std=initial_deviation(width)))
 
     def forward(self, grid: Tensor) -> Tensor:
         """Returns tokens [B, h * w, D] of a grid [B, D, h, w]; of another size, by interpolation (S8)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dsvlp.layers.attention import INITIAL_DEVIATION, AttentionBlock, FeedForward
+from dsvlp.layers.attention import AttentionBlock, FeedForward, initial_deviation
 from dsvlp.layers.positions import GridPositions
 
 
@@ -30,7 +30,7 @@ class QueryDecoder(nn.Module):
         self, queries: int, side: int, width: int, heads: int, feed_forward: int, dropout: float
     ) -> None:
         super().__init__()
-        self.queries = nn.Parameter(torch.empty(1, queries, width).normal_(std=INITIAL_DEVIATION))
+        self.queries = nn.Parameter(torch.empty(1, queries, width).normal_(std=initial_deviation(width)))
         self.positions = GridPositions(side, width)
         self.self_attention = AttentionBlock(width, heads, dropout)
         self.cross_attention = AttentionBlock(width, heads, dropout)

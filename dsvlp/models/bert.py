@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
-from dsvlp.layers.attention import NORM_EPS
+from dsvlp.layers.attention import NORM_EPS, initial_deviation
 from dsvlp.layers.recompute import Mode, run_block
 from dsvlp.models.pretrained import load_bert
 from dsvlp.recipe import BERT
@@ -43,6 +43,7 @@ class BERTTower(BertModel):
             attention_probs_dropout_prob=table.dropout,
             max_position_embeddings=POSITIONS,
             layer_norm_eps=NORM_EPS,
+            initializer_range=initial_deviation(table.width),
         )
         return load_bert(cls, config, str(table.weights)) if pretrained else cls(config)
 

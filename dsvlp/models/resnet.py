@@ -46,7 +46,7 @@ class ResNetTower(nn.Module):
         self.trunk = trunk(table.name, self.segmentation_stride if dilated else self.stride)
         self.project = nn.Conv2d(self.trunk.num_features, width, 1)
         self.positions = GridPositions(image_size // self.stride, width)
-        initialise(self.project)
+        initialise(self.project, width)
         self.map_width = self.trunk.feature_info[-2]["num_chs"] if table.segmentation == "stage4" else width
 
     @classmethod

@@ -66,7 +66,7 @@ class SVL(nn.Module):
         self.pooler = Pooler(sizes.width)
         for part in (self.queries, self.cross, self.pooler):
             if part is not None:
-                initialise(part)
+                initialise(part, sizes.width)
         self.width = sizes.width
         self.stride = image.stride
         self.segmentation_stride = image.segmentation_stride

@@ -8,6 +8,7 @@ from __future__ import annotations
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from dsvlp.layers.attention import initialise
 from dsvlp.layers.recompute import Mode, run_block
 from dsvlp.models.pretrained import load_vit
 from dsvlp.recipe import ViT
@@ -38,6 +39,7 @@ class ViTTower(VisionTransformer):
             num_classes=0,
             dynamic_img_size=True,
         )
+        initialise(self.blocks, table.width)
         self.stride = self.segmentation_stride = table.patch_size
         self.map_width = table.width
 

@@ -38,7 +38,7 @@ class ITM(Objective):
     def __init__(self, view: str, width: int) -> None:
         super().__init__(view)
         self.head = nn.Linear(width, 2)
-        initialise(self.head)
+        initialise(self.head, width)
 
     @classmethod
     def from_recipe(cls, table: Any, model_table: Any, model: Any, facts: Any) -> "ITM":

@@ -60,7 +60,7 @@ class MLM(Objective):
         self.facts = facts
         self.vocabulary = vocabulary
         self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=NORM_EPS))
-        initialise(self.transform)
+        initialise(self.transform, width)
         self.decoder = nn.Linear(width, vocabulary, device="meta")
         self.decoder.weight = words.weight
         self.decoder.bias = nn.Parameter(torch.zeros(vocabulary))

@@ -50,7 +50,7 @@ class SEGL(Objective):
         self.labelled = classes
         self.classes = classes + (table.unlabelled == "class")
         self.head = nn.Conv2d(channels, self.classes, 1)
-        initialise(self.head)
+        initialise(self.head, channels)
 
     @classmethod
     def from_recipe(cls, table: Table, model_table: Any, model: Any, facts: DataFacts) -> "SEGL":

@@ -71,7 +71,7 @@ class SPL(Objective):
         self.no_object = classes if table.unmatched == "no_object" else None
         self.classes = classes + (self.no_object is not None)
         self.head = nn.Linear(width, self.classes)
-        initialise(self.head)
+        initialise(self.head, width)
         self.seconds = {"matching": 0.0, "waiting": 0.0}
         self._pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="spl")
 

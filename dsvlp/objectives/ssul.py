@@ -52,7 +52,7 @@ class SSUL(Objective):
         self.table = table
         self.ratio = ratio
         self.head = nn.Linear(width, COLOURS)
-        initialise(self.head)
+        initialise(self.head, width)
 
     @classmethod
     def from_recipe(cls, table: Table, model_table: Any, model: Any, facts: Any) -> "SSUL":

@@ -1,0 +1,110 @@
+"""Where a step's time goes: one tiny run of the whole command, and the arithmetic on made-up measurements."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+from dsvlp import recipe
+from dsvlp.accounting import flops
+from dsvlp.engine.bench_figures import Measured, Repeat, figures
+from dsvlp.types import DataFacts
+from tests.engine.processes import environment
+
+TINY = [
+    "model.image_size=32",
+    "model.image.layers=1",
+    "model.text.layers=1",
+    "model.cross_layers=1",
+    "model.visual_queries=4",
+    "objectives.segl=false",
+    "objectives.spl={}",
+    "data.synthetic.images=24",
+    "data.synthetic.image_size=64",
+    "data.workers=1",
+    "batch.global_pairs=8",
+    "batch.micro_pairs=4",
+]
+FACTS = DataFacts(vocabulary=100, pad_id=0, cls_id=1, sep_id=2, mask_id=3)
+
+
+def repeat(wall: float, forward: float, tokens: float = 12.0) -> Repeat:
+    parts = {"data": 0.1, "forward": forward}
+    return Repeat(parts, {"spl/waiting": 0.01}, wall, 2 * wall, tokens, memory_gib=wall)
+
+
+def rows(recipe_: recipe.Recipe, *ranks: Measured) -> dict[str, list[float]]:
+    return {figure.name: figure.values for figure in figures(recipe_, FACTS, ranks)}
+
+
+def test_real_steps_are_measured_written_and_compared_with_themselves(tmp_path):
+    saved = tmp_path / "saved.json"
+    command = [sys.executable, "-m", "dsvlp", "bench", "step", "tiny_svl", *TINY, "--nproc", "1"]
+    lengths = ["--steps", "2", "--warmup", "1", "--repeats", "3"]
+    done = subprocess.run(
+        [*command, *lengths, "--json", str(saved)],
+        env=environment(tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache")),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(saved.read_text())
+    found = {figure["name"]: figure for figure in result["figures"]}
+    parts = ("data wait", "prepare", "forward", "backward", "optimizer step", "other")
+    whole = found["whole step"]["values"]
+    assert len(whole) == 3
+    for index, wall in enumerate(whole):
+        assert sum(found[part]["values"][index] for part in parts) == pytest.approx(wall)
+    for part in ("prepare", "forward", "backward", "optimizer step"):
+        assert found[part]["lowest"] > 0
+    matching = found["SPL's matching, all threads, meanwhile"]["median"]
+    waiting = found["waiting for SPL's matching, within forward"]["median"]
+    assert matching > 0 and 0 < waiting < found["forward"]["median"]
+    assert found["pairs"]["median"] == pytest.approx(8 / statistics.median(whole) * 1e3)
+    share = found["MFU of the measured fp32 matmul rate, real tokens"]["median"]
+    assert 0 < share < 100
+    assert 3 < found["real text length"]["median"] < 24
+    assert result["settings"]["accumulation"] == 2
+    assert "pairs/s" in done.stdout and f"torch {result['versions']['torch']}" in done.stdout
+
+
+def test_seconds_are_means_over_the_ranks_and_the_rate_is_that_of_the_slowest():
+    tiny = recipe.load("tiny_svl")
+    one = Measured([repeat(1.0, 0.5), repeat(2.0, 0.7)], 1e12, "matmul", "cpu")
+    two = Measured([repeat(4.0, 0.7), repeat(2.0, 0.9)], 1e12, "matmul", "cpu")
+    found = rows(tiny, one, two)
+    assert found["forward"] == pytest.approx([600, 800])
+    assert found["whole step"] == pytest.approx([4000, 2000])
+    assert found["pairs"] == pytest.approx([64 / 4, 64 / 2])
+    assert found["peak memory, resident, largest process"] == [4.0, 2.0]
+    assert found["data wait, share of the step"] == pytest.approx([2.5, 5.0])
+
+
+def test_mfu_is_a_devices_share_on_real_tokens_and_at_full_length():
+    tiny = recipe.load("tiny_svl")
+    ranks = [Measured([repeat(2.0, 0.5, tokens=10.0)], 989e12, "peak", "cuda")] * 2
+    found = rows(tiny, *ranks)
+    real, full = flops.train_flops(tiny, text_tokens=10.0, facts=FACTS), flops.train_flops(tiny, facts=FACTS)
+    rate = 64 / 2.0 / 2
+    assert found["achieved by a device, real tokens"] == pytest.approx([rate * real / 1e9])
+    assert found["MFU of the data sheet's peak, real tokens"] == pytest.approx([100 * rate * real / 989e12])
+    assert found["MFU of the data sheet's peak, 24 tokens"] == pytest.approx([100 * rate * full / 989e12])
+    assert "peak GPU memory, allocated, largest process" in found
+
+
+def test_parts_that_overlap_on_a_gpu_leave_nothing_negative():
+    busy = Measured([repeat(0.55, 0.5)], 1e12, "peak", "cuda")
+    assert rows(recipe.load("tiny_svl"), busy)["other"] == [0.0]
+
+
+def test_the_figures_need_no_torch():
+    modules = "dsvlp.engine.bench_figures, dsvlp.cli.bench_step"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], timeout=60, env=os.environ, check=False).returncode == 0
+    )
