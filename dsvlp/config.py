@@ -24,7 +24,9 @@ RECIPES = Path(__file__).parent / "recipes"
 class Strict(BaseModel):
     """Base of every table of a recipe: frozen, strictly typed, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 S = TypeVar("S", bound=Strict)
@@ -115,8 +117,9 @@ def load(model: type[S], name: str, overrides: tuple[str, ...] | list[str] = ())
 def validate(model: type[S], tables: dict[str, Any], where: str) -> S:
     """Returns `model` built of TOML or JSON tables; raises `RecipeError` in words of ours."""
     try:
-        # JSON mode: a strict float takes 1, a tuple takes a list, and nothing else is converted.
-        return model.model_validate_json(json.dumps(tables))
+        # JSON mode: a strict float takes 1, a tuple takes a list, and nothing else is converted. What
+        # JSON has no word for (TOML's dates and times) goes in as its text.
+        return model.model_validate_json(json.dumps(tables, default=str))
     except ValidationError as error:
         lines = [_explain(model, detail) for detail in error.errors()]
         raise RecipeError(
@@ -135,8 +138,8 @@ def _explain(model: type[BaseModel], detail: ErrorDetails) -> str:
     if detail["type"] == "missing":
         return f"the key {key!r} is missing"
     if detail["type"] == "value_error":
-        return f"{key or 'recipe'}: {detail['msg'].removeprefix('Value error, ')}"
-    return f"{key} = {detail['input']!r}: {detail['msg'][0].lower() + detail['msg'][1:]}"
+        return (f"{key}: " if key else "") + detail["msg"].removeprefix("Value error, ")
+    return f"{key or 'the whole'} = {detail['input']!r}: {detail['msg'][0].lower() + detail['msg'][1:]}"
 
 
 def _siblings(model: type[BaseModel], path: list[str]) -> list[str]:

@@ -16,15 +16,15 @@ class DsvlpError(Exception):
 
     def __init__(self, found: str, expected: str = "", fix: str = "") -> None:
         self.found, self.expected, self.fix = found, expected, fix
-        parts = [found.rstrip(".") + "."]
-        if expected:
-            parts.append(f"Expected {expected.rstrip('.')}.")
-        if fix:
-            parts.append(fix if fix.endswith("?") else fix.rstrip(".") + ".")
-        super().__init__(" ".join(parts))
+        parts = [found, f"Expected {expected}" if expected else "", fix]
+        super().__init__(" ".join(map(_sentence, filter(None, parts))))
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
         return type(self), (self.found, self.expected, self.fix)
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith("?") else text.rstrip(".") + "."
 
 
 class RecipeError(DsvlpError):

@@ -11,11 +11,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dsvlp import config
+from dsvlp import catalog, config
 from dsvlp.config import Strict
+from dsvlp.errors import RecipeError
 
 Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 
@@ -189,7 +192,7 @@ class Synthetic(Strict):
     """The synthetic world that stands in where `data.train` is empty."""
 
     images: Positive = 2000
-    seed: int = 0
+    seed: Seed = 0
     image_size: Positive = 96
     max_shapes: Annotated[int, Field(ge=1, le=4)] = 2
 
@@ -202,6 +205,12 @@ class Augment(Strict):
         False, description="text words (sign, letters, reads ...) forbid a flip too"
     )
     scale: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.2)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Augment":
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale {list(self.scale)} is not in ascending order")
+        return self
 
 
 class Data(Strict):
@@ -240,7 +249,7 @@ class Optimizer(Strict):
         1.0, description="for the two towers when they start pretrained"
     )
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    betas: tuple[Share, Share] = (0.9, 0.98)
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
     eps: PositiveFloat = 1e-8
     clip_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="0: no clipping")
 
@@ -287,7 +296,7 @@ class Recipe(Strict):
     """A whole run: what `dsvlp train` reads and what stands in the run's `recipe.json`."""
 
     description: str
-    seed: int = 0
+    seed: Seed = 0
     model: SVLModel
     data: Data = Data()
     objectives: Objectives
@@ -300,8 +309,6 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _agreement(self) -> "Recipe":
-        from dsvlp import catalog  # the catalog's tables are written in terms of recipes
-
         for problem in catalog.problems(self):
             raise ValueError(problem)
         return self
@@ -323,8 +330,6 @@ def accumulation(recipe: Recipe, world: int) -> int:
     Raises:
         RecipeError: names the world sizes that divide the global batch.
     """
-    from dsvlp.errors import RecipeError
-
     size, micro = recipe.batch.global_pairs, recipe.batch.micro_pairs
     if size % (micro * world):
         valid = [n for n in range(1, size // micro + 1) if size % (micro * n) == 0]

@@ -57,6 +57,23 @@ def test_a_wrong_key_or_value_is_named(override, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optimizer.lr=inf",
+        "optimizer.betas=[0.9, 1.0]",
+        "data.augment.scale=[1.2, 0.8]",
+        "seed=99999999999999999999",
+        "seed=2026-01-01",  # a date in TOML
+    ],
+)
+def test_a_value_that_no_run_could_use_is_refused_with_its_key(override):
+    with pytest.raises(
+        RecipeError, match=r"recipe tiny_svl: (data\.)?" + override.split(".")[0].split("=")[0]
+    ):
+        recipe.load("tiny_svl", [override])
+
+
 def test_missing_keys_are_named(tmp_path):
     name = write(tmp_path, "r.toml", 'base = "tiny_svl"\nschedule = false\n')
     with pytest.raises(RecipeError, match="'schedule' is missing"):
@@ -66,6 +83,11 @@ def test_missing_keys_are_named(tmp_path):
 def test_an_unknown_recipe_names_the_nearest():
     with pytest.raises(RecipeError, match="Did you mean 'tiny_svl'"):
         recipe.load("tiny_svll")
+
+
+def test_a_hint_that_asks_ends_in_its_question_mark_alone():
+    with pytest.raises(RecipeError, match=r"did you mean 'steps'\? `dsvlp recipes"):
+        recipe.load("tiny_svl", ["schedule.stepz=3"])
 
 
 def test_broken_toml_names_the_file(tmp_path):

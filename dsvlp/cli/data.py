@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dsvlp.data.readers.base import Reader
 
 FILE = click.Path(path_type=Path)
+COUNT = click.IntRange(min=1)
 
 
 @click.group()
@@ -50,16 +51,25 @@ def _writing(function: Callable[..., Reader]) -> Callable[..., None]:
     decorators = [
         click.option("--out", type=FILE, required=True, help="The data set to write, X.beton."),
         click.option(
-            "--processes", default=2, show_default=True, help="Workers that check and encode images."
+            "--processes",
+            type=COUNT,
+            default=2,
+            show_default=True,
+            help="Workers that check and encode images.",
         ),
-        click.option("--rows-per-shard", default=1_000_000, show_default=True, help="Images of a file."),
+        click.option(
+            "--rows-per-shard", type=COUNT, default=1_000_000, show_default=True, help="Images of a file."
+        ),
         click.option(
             "--max-missing",
+            type=click.FloatRange(0, 1),
             default=0.01,
             show_default=True,
             help="Share of images that may be absent or broken.",
         ),
-        click.option("--max-pixels", default=1 << 26, show_default=True, help="Most pixels of an image."),
+        click.option(
+            "--max-pixels", type=COUNT, default=1 << 26, show_default=True, help="Most pixels of an image."
+        ),
         click.option("--force", is_flag=True, help="Replace a data set of this name."),
     ]
     for decorate in reversed(decorators):
@@ -223,7 +233,7 @@ def check(ctx: click.Context, path: Path, against: Path | None) -> None:
 @command.command()
 @click.argument("path", type=FILE)
 @click.option("--out", type=FILE, required=True, help="A .png or .html file.")
-@click.option("--count", default=16, show_default=True, help="Images to show.")
+@click.option("--count", type=COUNT, default=16, show_default=True, help="Images to show.")
 @click.option("--first", default=0, show_default=True, help="The first row.")
 def show(path: Path, out: Path, count: int, first: int) -> None:
     """Draw a contact sheet of PATH: pictures, captions, boxes, maps."""
@@ -236,7 +246,7 @@ def show(path: Path, out: Path, count: int, first: int) -> None:
 
 @command.command()
 @click.argument("path", type=FILE)
-@click.option("--size", default=30522, show_default=True, help="Most tokens.")
+@click.option("--size", type=COUNT, default=30522, show_default=True, help="Most tokens.")
 @click.option("--out", type=FILE, help="The tokenizer's folder; by default PATH/tokenizer.")
 @click.option("--force", is_flag=True, help="Replace a tokenizer that is there.")
 def vocab(path: Path, size: int, out: Path | None, force: bool) -> None:

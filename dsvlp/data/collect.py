@@ -33,6 +33,11 @@ def text_problem(text: str) -> str:
     return ""
 
 
+def _id_problem(images: tuple[ImageSource, ...]) -> str:
+    problem = next(filter(None, (text_problem(image.id) for image in images)), "")
+    return problem and f"image id: {problem}"
+
+
 class Collector:
     """Takes samples one after another and writes the tables at the end.
 
@@ -66,7 +71,7 @@ class Collector:
                 f"{sample.where}: a sample of task {sample.task!r} with {len(sample.images)} images",
                 f"one of {', '.join(TASKS)} with one or two images",
             )
-        problem = text_problem(sample.text)
+        problem = text_problem(sample.text) or _id_problem(sample.images)
         number = -1 if problem else len(self._tasks)
         first = sample.images[0]
         if first.box_phrases is not None:
@@ -88,8 +93,6 @@ class Collector:
         place = hash((image.path, image.offset, image.size))
         known = self._numbers.get(image.id)
         if known is None:
-            if text_problem(image.id):
-                raise DataError(f"{where}: the image id {image.id[:60]!r}: {text_problem(image.id)}")
             known = self._numbers[image.id] = (len(self._numbers), place)
             fresh.append(image)
         elif known[1] != place:

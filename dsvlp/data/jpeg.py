@@ -27,7 +27,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _LOSSY_MODES = {"CMYK", "YCCK", "LAB", "HSV"}
 
 # What Pillow's decoders raise on damaged input; each was seen by the fuzz test or in its source.
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,
@@ -165,7 +165,7 @@ def _orientation(exif: bytes) -> int:
     try:
         tags.load(exif)
         return int(tags.get(0x0112, 1))
-    except _DECODE_ERRORS:  # unreadable EXIF says nothing about the picture
+    except DECODE_ERRORS:  # unreadable EXIF says nothing about the picture
         return 1
 
 
@@ -200,13 +200,13 @@ def _reencode(data: bytes, max_pixels: int, changes: tuple[str, ...]) -> Normali
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
         except Image.DecompressionBombError as error:
             raise BadImage("above the pixel limit", str(error)) from error
-        except _DECODE_ERRORS as error:
+        except DECODE_ERRORS as error:
             raise BadImage("not an image", f"begins with {data[:8]!r}") from error
         _check_size(image.height, image.width, max_pixels)
         try:
             changes = changes or _foreign(image)
             upright = _to_rgb(ImageOps.exif_transpose(image))
-        except _DECODE_ERRORS as error:
+        except DECODE_ERRORS as error:
             raise BadImage("truncated or corrupt image", str(error) or type(error).__name__) from error
     out = io.BytesIO()
     upright.save(out, "JPEG", quality=QUALITY, subsampling=0)

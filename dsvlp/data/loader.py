@@ -7,6 +7,7 @@ number of steps, and it is the same on every rank.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from dsvlp.recipe import Recipe, accumulation
 from dsvlp.seed import key_of
 from dsvlp.types import Batch, DataFacts
 
+log = logging.getLogger(__name__)
+
 # Validation asks the same questions in every run, whatever its seed.
 _EVALUATION_SEED = 0
 
@@ -53,6 +56,8 @@ class Loader:
 
     Attributes:
         bad: counts of bad images.
+        partnerless: pairs of the global batches made so far that ITM would have mismatched, but for which
+            no other image was found.
     """
 
     def __init__(
@@ -80,6 +85,7 @@ class Loader:
         if pairs and not self._training:
             self._groups = min(self._groups, -(-pairs // captions))
         self.bad = BadImages(data.max_bad_share, sum(dataset.images for dataset in datasets) // world)
+        self.partnerless = 0
         self._studio: Studio | None = None
         self._prefetcher: Prefetcher[Batch] | None = None
         self._first_step = 0
@@ -225,10 +231,22 @@ class Loader:
                 real = min(real, self._groups - int(positions[0]))
                 positions %= self._groups
             batch = plan(self._stream, positions, real, key_of(self._seed, step, "step"), swap)
+            self._count_partnerless(batch.partnerless, step)
             for number in range(-(-real // (self._micro * self._world))):
                 begin = (number * self._world + self._rank) * self._micro
                 yield batch.take(begin, begin + self._micro)
             step += 1
+
+    def _count_partnerless(self, count: int, step: int) -> None:
+        if count and not self.partnerless and self._rank == 0:
+            log.warning(
+                "step %d: %d of %d pairs stay matched, for no other image was found in the batch; "
+                "told once, later ones are counted only",
+                step,
+                count,
+                self._recipe.batch.global_pairs,
+            )
+        self.partnerless += count
 
 
 @dataclass(frozen=True)

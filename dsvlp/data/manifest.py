@@ -121,11 +121,13 @@ class Manifest:
         return cls(**value)
 
     def save(self, folder: Path) -> None:
-        """Writes `manifest.json` and waits until it is on the disk."""
-        with (folder / NAME).open("w", encoding="utf-8") as file:
+        """Writes `manifest.json`, whole or not at all, and waits until it is on the disk."""
+        partial = folder / f"{NAME}.partial"
+        with partial.open("w", encoding="utf-8") as file:
             json.dump(self.to_json(), file, indent=1)
             file.flush()
             os.fsync(file.fileno())
+        partial.rename(folder / NAME)
 
 
 def digest(value: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -156,6 +157,8 @@ def _store(file: BinaryIO, source: ImageSource, rules: Rules) -> Entry:
 
 def _read(source: ImageSource) -> bytes:
     try:
+        if not stat.S_ISREG(source.path.stat().st_mode):  # opening a pipe would wait for ever
+            raise jpeg.BadImage("unreadable file", "a folder, a pipe or a device")
         with source.path.open("rb") as file:
             file.seek(source.offset)
             wanted = MAX_BYTES + 1 if source.size is None else min(source.size, MAX_BYTES + 1)
@@ -201,17 +204,16 @@ def _map(source: ImageSource, image: jpeg.Normalised, rules: Rules, losses: list
     try:
         data = source.map_png if source.map_path is None else source.map_path.read_bytes()
         picture = Image.open(io.BytesIO(data or b""), formats=("PNG",))
+        if picture.size != (image.width, image.height):  # judged from the header, before a pixel is decoded
+            found = f"{where}: {picture.size}, its image {(image.width, image.height)}"
+            losses.append(("map of another size", found))
+            return b""
         values = np.asarray(picture)
     except FileNotFoundError:
         losses.append(("absent map", where))
         return b""
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except jpeg.DECODE_ERRORS as error:
         losses.append(("unreadable map", f"{where}: {error}"))
-        return b""
-    if values.shape[:2] != (image.height, image.width):
-        losses.append(
-            ("map of another size", f"{where}: {picture.size}, its image {(image.width, image.height)}")
-        )
         return b""
     if source.map_segments is not None:
         values = classes_of_segments(values, source.map_segments, where)

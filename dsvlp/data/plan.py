@@ -61,6 +61,8 @@ class Plan:
         partner_source, partner_sample, partner_image: int64 [P], whose text stands in where a pair is
             mismatched, and the content hash of the image that text belongs to.
         matched: bool [P].
+        partnerless: pairs of the global batch that had to stay matched, because no other image was found
+            for them.
     """
 
     groups: Groups
@@ -68,13 +70,16 @@ class Plan:
     partner_sample: np.ndarray
     partner_image: np.ndarray
     matched: np.ndarray
+    partnerless: int = 0
 
     def take(self, begin: int, end: int) -> Plan:
         """Returns the part of groups begin .. end-1."""
         captions = self.groups.samples.shape[1]
         pairs = slice(begin * captions, end * captions)
         rest = (self.partner_source, self.partner_sample, self.partner_image, self.matched)
-        return Plan(self.groups.take(slice(begin, end)), *(array[pairs] for array in rest))
+        partner_source, partner_sample, partner_image, matched = (array[pairs] for array in rest)
+        groups = self.groups.take(slice(begin, end))
+        return Plan(groups, partner_source, partner_sample, partner_image, matched, self.partnerless)
 
 
 class Stream:
@@ -171,15 +176,18 @@ def plan(stream: Stream, positions: np.ndarray, real: int, key: int, swap: bool)
     groups.weight[real:] = 0
     captions = groups.samples.shape[1]
     pairs = groups.samples.size
-    partner, matched = np.arange(pairs), np.ones(pairs, bool)
+    partner, matched, partnerless = np.arange(pairs), np.ones(pairs, bool), 0
     if swap:
         count = real * captions
         partner[:count], found = partners(key, np.repeat(groups.images[:real], captions))
-        matched[:count] = ~(mismatched_half(key, count) & found)
+        mismatched = mismatched_half(key, count)
+        matched[:count] = ~(mismatched & found)
+        partnerless = int((mismatched & ~found).sum())
     return Plan(
         groups,
         np.repeat(groups.source, captions)[partner],
         groups.samples.reshape(-1)[partner],
         np.repeat(groups.images, captions)[partner],
         matched,
+        partnerless,
     )

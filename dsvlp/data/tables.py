@@ -88,20 +88,17 @@ def write_strings(folder: Path, name: str, strings: Iterable[str | bytes]) -> in
     return len(offsets) - 1
 
 
-def write_samples(folder: Path, samples: np.ndarray, images: int) -> np.ndarray:
-    """Writes the sample index, sorted by first row (stable), and returns the order it was sorted by.
+def write_samples(folder: Path, samples: np.ndarray, images: int) -> None:
+    """Writes the sample index.
 
     Args:
         folder: where `samples.npy` and `first_sample.npy` go.
-        samples: `SAMPLE` [N]; `rows` in the range 0 .. images-1, or -1 for none.
+        samples: `SAMPLE` [N], sorted by first row; `rows` in the range 0 .. images-1, or -1 for none.
         images: rows of the data set.
     """
-    order = np.argsort(samples["rows"][:, 0], kind="stable")
-    ordered = samples[order]
-    first = np.searchsorted(ordered["rows"][:, 0], np.arange(images + 1))
-    np.save(folder / "samples.npy", ordered)
+    first = np.searchsorted(samples["rows"][:, 0], np.arange(images + 1))
+    np.save(folder / "samples.npy", samples)
     np.save(folder / "first_sample.npy", first.astype("<i8"))
-    return order
 
 
 def check_samples(path: Path, samples: Any, first_sample: Any, images: int, texts: int) -> None:

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -34,8 +33,6 @@ from dsvlp.data.tables import write_strings
 from dsvlp.data.workplace import Workplace
 from dsvlp.errors import DataError
 from dsvlp.types import ImageSource
-
-logger = logging.getLogger(__name__)
 
 LOST_IMAGE = "text of an image left out"
 
@@ -141,7 +138,7 @@ def _records(folder: Path) -> dict[str, manifests.FileRecord]:
     """Returns the record of every file that belongs to the data set, after it reached the disk."""
     records = {}
     for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name != manifests.NAME:
+        if path.is_file() and not path.name.startswith(manifests.NAME):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             records[path.name] = manifests.record(path)

@@ -27,7 +27,7 @@ from dsvlp.data.loader import Data, open_data
 from dsvlp.engine import schedule, watch, zero
 from dsvlp.engine.bench_figures import FORMAT, Measured, Repeat, figures
 from dsvlp.engine.run_folder import git_state, versions
-from dsvlp.engine.step import Step
+from dsvlp.engine.step import Step, mean_text_tokens
 from dsvlp.engine.watchdog import Watchdog
 from dsvlp.recipe import Recipe
 
@@ -125,7 +125,7 @@ class _Training:
         lr = self._recipe.optimizer.lr * schedule.factor(self._recipe.schedule, self._taken)
         self._taken += 1
         self._step.run(self._taken, batches, lr, stop=False)
-        return statistics.fmean(float(batch.text_mask.sum()) / len(batch.text_mask) for batch in batches)
+        return mean_text_tokens(batches)
 
 
 def settings(recipe: Recipe, lengths: Lengths) -> dict[str, Any]:

@@ -369,12 +369,12 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return _open(folder, manifest)
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Returns name -> whole tensor of every parameter (fp32) and buffer of a checkpoint's folder, verified.
+def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Returns name -> whole tensor of every parameter (fp32) and buffer of a checkpoint; closes its reader.
 
     For evaluation, prediction and export: no DeepSpeed, any number of writers.
     """
-    reader = open_checkpoint(folder).reader
+    reader = checkpoint.reader
     try:
         return {
             name: reader.whole(name, state) for name, state in reader.table() if state in (WEIGHT, BUFFER)

@@ -96,13 +96,13 @@ def evaluate(
 
 
 class _Sums:
-    """Named float64 vectors that add up over batches, then over ranks."""
+    """Named float64 tensors that add up over batches, then over ranks."""
 
     def __init__(self, system: System) -> None:
         self._values: dict[str, Tensor] = {}
 
     def add(self, name: str, value: Tensor) -> None:
-        value = value.detach().double().flatten()
+        value = value.detach().double()
         self._values[name] = self._values[name] + value if name in self._values else value
 
     def reduced(self, device: torch.device) -> dict[str, Tensor]:
@@ -110,9 +110,10 @@ class _Sums:
         if not self._values:
             raise RunError("the evaluation data holds no batch", "at least one pair")
         names = sorted(self._values)
-        flat = dist.all_reduce_sum(torch.cat([self._values[name].to(device) for name in names])).cpu()
-        parts = flat.split([self._values[name].numel() for name in names])
-        return dict(zip(names, parts, strict=True))
+        values = [self._values[name].to(device) for name in names]
+        flat = dist.all_reduce_sum(torch.cat([value.flatten() for value in values])).cpu()
+        parts = flat.split([value.numel() for value in values])
+        return {name: part.view(value.shape) for name, part, value in zip(names, parts, values, strict=True)}
 
 
 def _results(sums: dict[str, Tensor], system: System, weights: dict[str, float]) -> dict[str, float]:

@@ -12,8 +12,7 @@ import torch
 from dsvlp import dist
 from dsvlp import recipe as recipes
 from dsvlp import system as systems
-from dsvlp.engine.checkpoint import CheckpointStore, open_checkpoint
-from dsvlp.engine.fragments import BUFFER, WEIGHT
+from dsvlp.engine.checkpoint import CheckpointStore, open_checkpoint, read_weights
 from dsvlp.errors import CheckpointError, RunError
 from dsvlp.recipe import Recipe
 from dsvlp.system import Request, System
@@ -78,13 +77,7 @@ def load_trained(run: Path, which: Literal["best", "last"] = "last") -> Trained:
     """
     path = _choose(run, which)
     checkpoint = open_checkpoint(path)
-    reader, state = checkpoint.reader, checkpoint.state
-    try:
-        weights = {
-            name: reader.whole(name, kind) for name, kind in reader.table() if kind in (WEIGHT, BUFFER)
-        }
-    finally:
-        reader.close()
+    weights, state = read_weights(checkpoint), checkpoint.state
     recipe = recipes.from_json(state["recipe"], str(path / "state.json"))
     facts = DataFacts.from_json(state["facts"])
     system = systems.build(recipe.model_copy(update={"model": _bare(recipe)}), facts)

@@ -89,8 +89,12 @@ class Metrics:
         """Flushes and closes the files."""
         for axis in list(self._boards):
             self._board(axis, lambda board: board.close())
-        if self._lines is not None:
+        if self._lines is None:
+            return
+        try:
             self._lines.close()
+        except OSError as error:  # lines that a full disk refused are tried once more here
+            log.warning("metrics.jsonl misses its last lines: %s", error)
 
     def _points(self, axis: str, x: int, values: dict[str, float]) -> None:
         prefix = f"{axis}/" if axis else ""

@@ -143,6 +143,11 @@ class Step:
         return (sums * share).sum() * self._scale
 
 
+def mean_text_tokens(batches: list[Batch]) -> float:
+    """Returns the mean real length of a step's texts, for model FLOPs."""
+    return sum(float(batch.text_mask.sum()) / len(batch.text_mask) for batch in batches) / len(batches)
+
+
 def poisoned(total: Tensor) -> Tensor:
     """Returns the loss; where it is not finite, one whose every gradient is NaN.
 

@@ -27,7 +27,7 @@ from dsvlp.engine.checkpoint import CheckpointStore
 from dsvlp.engine.evaluate import evaluate
 from dsvlp.engine.flags import LateFlags
 from dsvlp.engine.run_folder import RunFolder, on_rank_0, versions, write_json
-from dsvlp.engine.step import Step, StepOutput, summary
+from dsvlp.engine.step import Step, StepOutput, mean_text_tokens, summary
 from dsvlp.engine.stop import StopFlag
 from dsvlp.engine.watch import Watch
 from dsvlp.engine.watchdog import Watchdog
@@ -73,9 +73,8 @@ def train(recipe: Recipe, folder: Path, *, override: bool = False) -> Outcome:
         try:
             logs.setup(dist.rank(), folder / "logs")
             with open_data(recipe) as data:
+                # Prediction and export need it when the data are elsewhere.
                 on_rank_0(lambda: data.tokenizer.save(folder / "tokenizer"))
-                if dist.rank() == 0:  # prediction and export need it when the data are elsewhere
-                    data.tokenizer.save(folder / "tokenizer")
                 result = Trainer(recipe, run, data, clock, stop, watchdog).run()
             outcome = "stopped" if result.stopped else "finished"
         except BaseException as error:  # noted in the ledger and raised again
@@ -177,7 +176,7 @@ class Trainer:
         """Remembers which samples a step had, should it turn out not finite; and the texts' mean length."""
         ids = [int(i) for batch in batches if batch.samples is not None for i in batch.samples.tolist()]
         self._recent.append((self._step + 1, ids))
-        self._text_tokens = sum(float(b.text_mask.sum()) / len(b.text_mask) for b in batches) / len(batches)
+        self._text_tokens = mean_text_tokens(batches)
 
     def _read_flags(self) -> bool:
         """Returns whether all ranks stop at this boundary; what is read was posted one step ago.

@@ -87,7 +87,6 @@ def join(timeout_seconds: float = 1800.0) -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if td.is_initialized():
         return
-    _adopt_slurm()
     os.environ.setdefault("LOCAL_RANK", "0")
     timeout = timedelta(seconds=timeout_seconds)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
@@ -105,14 +104,6 @@ def join(timeout_seconds: float = 1800.0) -> None:
             torch.cuda.set_device(dist.device())
         td.init_process_group(backend, timeout=timeout)
     deepspeed.init_distributed(verbose=False)
-
-
-def _adopt_slurm() -> None:
-    """Copies srun's variables to torch's names; without them DeepSpeed looks for MPI."""
-    if "RANK" not in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ:
-        os.environ["RANK"] = os.environ["SLURM_PROCID"]
-        os.environ["LOCAL_RANK"] = os.environ["SLURM_LOCALID"]
-        os.environ["WORLD_SIZE"] = os.environ["SLURM_STEP_NUM_TASKS"]
 
 
 class Engine:

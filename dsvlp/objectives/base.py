@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsvlp.passes import Passes
@@ -95,6 +96,28 @@ def class_counts(labels: Tensor, weight: Tensor, classes: int) -> Tensor:
     """Returns the summed weight of each class, float64 [classes]; labels of weight 0 may lie outside."""
     counts = torch.zeros(classes, dtype=torch.float64, device=labels.device)
     return counts.index_add_(0, labels.flatten().clamp(0, classes - 1), weight.flatten().double())
+
+
+def classified(
+    logits: Tensor, labels: Tensor, weight: Tensor, count: Tensor, judged: Tensor | None = None
+) -> Loss:
+    """Returns the weighted cross-entropy summed over targets, with accuracy and predictions.
+
+    Args:
+        logits: float32 [..., C].
+        labels: int64 [...]; where the weight is 0 they may lie below 0.
+        weight: float32 [...].
+        count: the loss's divisor, this micro-batch's share.
+        judged: weight of the accuracy where it is another than the loss's.
+    """
+    entropy = F.cross_entropy(logits.flatten(0, -2), labels.clamp(min=0).flatten(), reduction="none")
+    predictions = logits.detach().argmax(-1)
+    return Loss(
+        (entropy.view_as(weight) * weight).sum(),
+        count,
+        {"accuracy": accuracy(predictions, labels, weight if judged is None else judged)},
+        predictions,
+    )
 
 
 def accuracy(predictions: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

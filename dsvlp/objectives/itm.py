@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsvlp.layers.attention import initialise
-from dsvlp.objectives.base import Objective, Targets, accuracy, class_constant, class_counts
+from dsvlp.objectives.base import Objective, Targets, class_constant, class_counts, classified
 from dsvlp.passes import Passes
 from dsvlp.types import Batch, Encoded, Loss
 
@@ -73,14 +72,7 @@ class ITM(Objective):
     def loss(self, passes: Passes, targets: ITMTargets, begun: None = None) -> Loss:
         """Returns the cross-entropy summed over pairs, and the accuracy."""
         logits = self.logits(passes.fused(self.view))
-        entropy = F.cross_entropy(logits, targets.labels, reduction="none")
-        predictions = logits.detach().argmax(-1)
-        return Loss(
-            (entropy * targets.weight).sum(),
-            targets.count,
-            {"accuracy": accuracy(predictions, targets.labels, targets.weight)},
-            predictions,
-        )
+        return classified(logits, targets.labels, targets.weight, targets.count)
 
     def constant(self, targets: ITMTargets) -> Tensor:
         """Returns how often each class is the target, float64 [2]."""

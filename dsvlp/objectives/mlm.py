@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsvlp import seed
 from dsvlp.layers.attention import NORM_EPS, initialise
-from dsvlp.objectives.base import Objective, Targets, accuracy, class_constant, class_counts
+from dsvlp.objectives.base import Objective, Targets, class_constant, class_counts, classified
 from dsvlp.passes import Passes
 from dsvlp.recipe import MLM as Table
 from dsvlp.types import Batch, DataFacts, Loss
@@ -130,14 +129,7 @@ class MLM(Objective):
         assert text is not None
         states = text.tokens.flatten(0, 1)[targets.positions]  # [K, D]
         logits = self.decoder(self.transform(states)).float()  # [K, V]
-        entropy = F.cross_entropy(logits, targets.labels, reduction="none")
-        predictions = logits.detach().argmax(-1)
-        return Loss(
-            (entropy * targets.weight).sum(),
-            targets.count,
-            {"accuracy": accuracy(predictions, targets.labels, targets.weight)},
-            predictions,
-        )
+        return classified(logits, targets.labels, targets.weight, targets.count)
 
     def constant(self, targets: MLMTargets) -> Tensor:
         """Returns how often each id is the target, float64 [V]."""

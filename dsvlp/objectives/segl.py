@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dsvlp.errors import RecipeError
 from dsvlp.layers.attention import initialise
-from dsvlp.objectives.base import Objective, Targets, accuracy, class_constant, class_counts
+from dsvlp.objectives.base import Objective, Targets, class_constant, class_counts, classified
 from dsvlp.objectives.grid import fused_grid, row_weight, rows
 from dsvlp.passes import Passes
 from dsvlp.recipe import SEGL as Table
@@ -98,14 +98,7 @@ class SEGL(Objective):
         logits = self.logits(passes)
         if logits.shape[-2:] != targets.labels.shape[-2:]:
             logits = F.interpolate(logits, targets.labels.shape[-2:], mode="bilinear", align_corners=False)
-        entropy = F.cross_entropy(logits, targets.labels, ignore_index=IGNORE, reduction="none")
-        predictions = logits.detach().argmax(1)
-        return Loss(
-            (entropy * targets.weight).sum(),
-            targets.count,
-            {"accuracy": accuracy(predictions, targets.labels, targets.weight)},
-            predictions,
-        )
+        return classified(logits.movedim(1, -1), targets.labels, targets.weight, targets.count)
 
     def constant(self, targets: SEGLTargets) -> Tensor:
         """Returns how often each class is the target, float64 [C]."""

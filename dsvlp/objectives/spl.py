@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from dsvlp.errors import RecipeError
 from dsvlp.layers.attention import initialise
-from dsvlp.objectives.base import Objective, Targets, accuracy, class_constant, class_counts
+from dsvlp.objectives.base import Objective, Targets, class_constant, class_counts, classified
 from dsvlp.objectives.grid import row_weight
 from dsvlp.passes import Passes
 from dsvlp.recipe import SPL as Table
@@ -119,15 +118,8 @@ class SPL(Objective):
         assert begun is not None
         ordinals = self._join(begun)
         labels, weight = self._assigned(targets, ordinals)
-        entropy = F.cross_entropy(begun.logits.flatten(0, 1), labels.flatten(), reduction="none")
-        predictions = begun.logits.detach().argmax(-1)
         matched = (ordinals != NO_LABEL) * targets.weight[:, None]
-        return Loss(
-            (entropy.view_as(weight) * weight).sum(),
-            targets.count,
-            {"accuracy": accuracy(predictions, labels, matched)},
-            predictions,
-        )
+        return classified(begun.logits, labels, weight, targets.count, judged=matched)
 
     def _join(self, begun: Matching) -> Tensor:
         """Returns the label ordinal of each query [I, Q] on the logits' device; waits for the workers."""

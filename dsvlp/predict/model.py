@@ -17,6 +17,7 @@ from torch import Tensor
 from dsvlp import dist
 from dsvlp.data import augment
 from dsvlp.data.decode import BadImage, CPUDecoder, EncodedImage
+from dsvlp.data.jpeg import BadImage as Unstorable
 from dsvlp.data.jpeg import normalise
 from dsvlp.data.text import Tokenizer
 from dsvlp.engine.inference import Inference, Trained, load_trained
@@ -173,10 +174,14 @@ def read_bytes(image: ImageFile) -> bytes:
 
 def _read_image(image: ImageFile, out: Tensor) -> None:
     """Writes an image as evaluation sees it into `out` [3, S, S]: any format, decoded as in training."""
-    stored = normalise(read_bytes(image))
+    name = "the image" if isinstance(image, bytes) else str(image)
+    try:
+        stored = normalise(read_bytes(image))
+    except Unstorable as error:
+        raise DataError(f"{name}: {error.found}", "a whole image file") from error
     jpeg = np.frombuffer(stored.jpeg, np.uint8)
     size, (height, width) = out.shape[-1], (stored.height, stored.width)
     pixels = CPUDecoder().decode([EncodedImage(jpeg, height, width, size, size)])[0]
     if isinstance(pixels, BadImage):
-        raise DataError(f"the image cannot be decoded: {pixels.reason}", "a whole image file")
+        raise DataError(f"{name} cannot be decoded: {pixels.reason}", "a whole image file")
     augment.place_image(pixels, augment.whole(height, width, size), (height, width), out)

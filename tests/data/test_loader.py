@@ -112,6 +112,16 @@ def test_half_of_every_global_batch_is_mismatched(noise):
     assert (matched.reshape(4, 12).sum(1) == 6).all()
 
 
+def test_pairs_that_find_no_other_image_are_counted_and_told_once(tmp_path, caplog):
+    lonely = make_dataset(tmp_path, "lonely", [6])  # one image: no caption can be another's
+    loader = make_loader([lonely], make_tokenizer([lonely]), "data.prefetch=1")
+    batches = take(loader, 12)  # two steps of 12 pairs
+    assert all(batch.matched.all() for batch in batches)
+    assert loader.partnerless >= 12 and loader.partnerless % 6 == 0  # half of 12 a step; made ahead counts
+    told = [record.getMessage() for record in caplog.records if "no other image" in record.getMessage()]
+    assert len(told) == 1 and "step 0: 6 of 12 pairs" in told[0]
+
+
 def test_without_itm_no_partner_is_read(noise):
     dataset, tokenizer = noise
     (batch,) = take(make_loader([dataset], tokenizer, "objectives.itm=false"), 1)

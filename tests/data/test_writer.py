@@ -1,6 +1,8 @@
 """Writing a data set: what is stored, what is counted, and what an interruption leaves."""
 
+import errno
 import hashlib
+import os
 import resource
 import shutil
 import signal
@@ -9,11 +11,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 
 from dsvlp.data import check
+from dsvlp.data import manifest as manifests
 from dsvlp.data.dataset import Dataset
 from dsvlp.data.readers.base import Reader, Tables
 from dsvlp.data.workplace import Workplace
@@ -169,6 +173,37 @@ def test_one_id_for_two_files_is_refused(tmp_path: Path) -> None:
     ]
     with pytest.raises(DataError, match=r"at 0001\.jpg.*'same'"):
         write(of(*samples), tmp_path / "a.beton", QUIET)
+
+
+def test_an_image_id_that_cannot_be_stored_is_counted(tmp_path: Path) -> None:
+    (path,) = make_pictures(tmp_path, 1)
+    samples = [Sample("caption", (ImageSource(id, path),), "t") for id in ("fine", "caf\udce9")]
+    manifest = write(of(*samples), tmp_path / "a.beton", QUIET)
+    assert (manifest.images, manifest.skipped.counts) == (1, {"image id: text not UTF-8": 1})
+
+
+def test_a_pipe_in_the_place_of_an_image_is_counted_not_waited_for(tmp_path: Path) -> None:
+    good, pipe = *make_pictures(tmp_path, 1), tmp_path / "pipe.jpg"
+    os.mkfifo(pipe)
+    samples = [Sample("caption", (ImageSource(p.name, p),), "t") for p in (good, pipe)]
+    manifest = write(of(*samples), tmp_path / "a.beton", replace(QUIET, max_missing=0.5))
+    assert manifest.images == 1 and manifest.skipped.counts["unreadable file"] == 1
+
+
+def test_a_manifest_cut_by_a_full_disk_is_not_taken_for_a_finished_writing(
+    written: tuple[list[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = manifests.load(written[1])
+
+    def full(value: object, file: IO[str], **_: object) -> None:
+        file.write('{"format": 1, ')
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(manifests.json, "dump", full)
+        with pytest.raises(OSError, match="No space left"):
+            manifest.save(tmp_path)
+    assert not (tmp_path / manifests.NAME).exists()
 
 
 def test_no_sample_at_all_is_an_error(tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
-"""Run on each rank by test_train.py: trains with faults; "kill:5:1" is SIGKILL in step 5 on rank 1.
+"""Run on each rank by test_train.py and test_resume.py: trains one run after the other, with faults.
 
-Faults: kill (SIGKILL between backward and update, once a checkpoint stands), stop (SIGTERM), nan (the loss).
+`faulty_run.py FOLDER FAULTS OVERRIDES ... [-- FOLDER FAULTS OVERRIDES ...]`; "kill:5:1" is SIGKILL in step 5
+on rank 1. Faults: kill (SIGKILL between backward and update, once a checkpoint stands), stop (SIGTERM), nan
+(the loss). The samples of each step are written to FOLDER.samples/STEP-RANK.json.
 """
 
+import json
 import os
 import signal
 import sys
@@ -16,6 +19,7 @@ from dsvlp.engine import step, zero
 from dsvlp.engine.stop import STOPPED
 from dsvlp.engine.train import train
 from dsvlp.launch import local
+from dsvlp.types import Batch
 
 
 class Faults:
@@ -35,14 +39,26 @@ class Faults:
         while not list(self.folder.glob("checkpoints/step-*")) and time.monotonic() < deadline:
             time.sleep(0.05)
 
-    def install(self) -> None:
+    def remember(self, number: int, batches: list[Batch]) -> None:
+        """Notes a step's samples beside the run's folder; a step made again must have the same."""
+        samples = [sample for batch in batches for sample in batch.samples.tolist()]
+        notes = self.folder.with_name(f"{self.folder.name}.samples")
+        notes.mkdir(exist_ok=True)
+        path = notes / f"{number}-{dist.rank()}.json"
+        assert not path.exists() or json.loads(path.read_text()) == samples
+        path.write_text(json.dumps(samples))
+
+    def __enter__(self) -> "Faults":
         faults = self
 
-        def run(self: step.Step, number: int, *rest: object, **named: object) -> step.StepOutput:
+        def run(
+            self: step.Step, number: int, batches: list[Batch], *rest: object, **named: object
+        ) -> step.StepOutput:
             faults.now = number
+            faults.remember(number, batches)
             if faults.here("stop"):
                 os.kill(os.getpid(), signal.SIGTERM)
-            return faults.run(self, number, *rest, **named)
+            return faults.run(self, number, batches, *rest, **named)
 
         def total(self: step.Step, losses: dict, totals: Tensor) -> Tensor:
             value = faults.total(self, losses, totals)
@@ -55,12 +71,21 @@ class Faults:
             return faults.update(self, lr)
 
         step.Step.run, step.Step.total, zero.Engine.step = run, total, update
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        step.Step.run, step.Step.total, zero.Engine.step = self.run, self.total, self.update
 
 
 def main() -> int:
-    folder, faults, overrides = Path(sys.argv[1]), sys.argv[2].split(), sys.argv[3:]
-    Faults(folder, faults).install()
-    return STOPPED if train(recipe.load("tiny_svl", overrides), folder).stopped else 0
+    code, arguments = 0, sys.argv[1:]
+    while arguments:
+        end = arguments.index("--") if "--" in arguments else len(arguments)
+        (folder, faults, *overrides), arguments = arguments[:end], arguments[end + 1 :]
+        with Faults(Path(folder), faults.split()):
+            stopped = train(recipe.load("tiny_svl", overrides), Path(folder)).stopped
+        code = STOPPED if stopped else 0
+    return code
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def test_what_is_saved_is_read_back(store: CheckpointStore) -> None:
 
 def test_weights_are_read_by_name_without_moments(store: CheckpointStore) -> None:
     save(store, 7)
-    weights = read_weights(store.folder / "step-00000007")
+    weights = read_weights(open_checkpoint(store.folder / "step-00000007"))
     assert weights.keys() == {"layer.weight", "layer.seen"}
     assert weights["layer.weight"].shape == (3, 4) and int(weights["layer.seen"]) == 7
 
@@ -78,7 +78,7 @@ def test_the_state_may_change_as_soon_as_save_returns(store: CheckpointStore) ->
     store.save(1, [Fragment("w", "weight", 0, live, (1_000_000,))], {})
     live.fill_(1.0)
     store.wait()
-    assert float(read_weights(store.folder / "step-00000001")["w"].abs().sum()) == 0.0
+    assert float(read_weights(open_checkpoint(store.folder / "step-00000001"))["w"].abs().sum()) == 0.0
 
 
 def test_saving_does_not_wait_for_the_disk(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +293,7 @@ def test_a_pickle_with_a_valid_manifest_is_refused_and_not_run(
     manifest["files"][STATE] = hash_file(folder / STATE).model_dump()
     write_manifest(folder / MANIFEST, manifest)
     with pytest.raises(CheckpointError, match="safetensors"):
-        read_weights(folder)
+        read_weights(open_checkpoint(folder))
     assert not (tmp_path / "canary").exists()
 
 

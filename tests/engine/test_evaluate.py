@@ -18,7 +18,7 @@ from dsvlp.system import MatchRequest, TrainRequest
 from tests.engine.processes import run
 from tests.engine.test_train import SMALL
 
-SETTINGS = [*SMALL, "batch.micro_pairs=4", "batch.global_pairs=16"]
+SETTINGS = [*SMALL, "batch.micro_pairs=4", "batch.global_pairs=16", "objectives.ssul.cell=16"]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_first_captions_are_a_part_of_all(world):
 def test_losses_are_means_over_all_targets_and_stand_beside_their_constant(world):
     _, _, model = world
     some = batches(world, 10)  # three micro-batches of 4: the last is padded
-    found = evaluate(engine_of(model), model, some, {"itm": 2.0, "mlm": 1.0, "segl": 1.0})
+    found = evaluate(engine_of(model), model, some, {"itm": 2.0, "mlm": 1.0, "ssul": 1.0, "segl": 1.0})
     sums = dict.fromkeys(model.objectives, (0.0, 0.0))
     with torch.no_grad():
         for batch in some:
@@ -105,9 +105,10 @@ def test_losses_are_means_over_all_targets_and_stand_beside_their_constant(world
     for name, (value, count) in sums.items():
         assert found[f"loss/{name}"] == pytest.approx(value / count, rel=1e-6)
     assert found["count/itm"] == 10
-    expected = 2 * found["loss/itm"] + found["loss/mlm"] + found["loss/segl"]
+    expected = 2 * found["loss/itm"] + sum(found[f"loss/{name}"] for name in ("mlm", "ssul", "segl"))
     assert found["loss/total"] == pytest.approx(expected)
     assert found["constant/itm"] <= np.log(2) + 1e-6 and 0.5 <= found["constant/itm/accuracy"] < 1
+    assert all(found[f"constant/{name}"] > 0 for name in sums)
 
 
 def test_no_data_is_an_error_of_ours(world):

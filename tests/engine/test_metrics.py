@@ -45,6 +45,15 @@ def test_a_torn_last_line_is_removed_on_resume(tmp_path):
     assert read_lines(path) == [{"step": 1}, {"step": 2}]
 
 
+def test_a_full_disk_ends_no_run_not_even_at_its_end(tmp_path, caplog):
+    metrics = write(tmp_path, [1])
+    metrics._lines.close()
+    metrics._lines = open("/dev/full", "a", buffering=1)  # noqa: SIM115, its every write fails
+    metrics.scalars(2, 20, 6.0, {"loss/total": 1.0})
+    metrics.close()
+    assert caplog.text.count("No space left on device") == 2
+
+
 def test_values_that_are_not_numbers_stay_valid_json(tmp_path):
     metrics = write(tmp_path, [])
     metrics.scalars(1, 10, 3.0, {"loss/total": float("nan"), "optimizer/gradient_norm": float("inf")})

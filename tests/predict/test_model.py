@@ -76,9 +76,12 @@ def test_a_broken_image_is_refused(predictor, broken):
         predictor.match(broken, TEXTS[0])
 
 
-def test_an_absent_image_is_named(predictor):
+def test_an_absent_and_a_broken_image_are_named(predictor, tmp_path):
     with pytest.raises(DataError, match=r"absent\.jpg cannot be read"):
         predictor.match("absent.jpg", TEXTS[0])
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 cut")
+    with pytest.raises(DataError, match=r"broken\.jpg: truncated or corrupt"):
+        predictor.match(tmp_path / "broken.jpg", TEXTS[0])
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -6,8 +6,11 @@ from html.parser import HTMLParser
 import pytest
 from click.testing import CliRunner
 
+from dsvlp import recipe
 from dsvlp.cli import report
 from dsvlp.reports import curves, html, run, table
+
+STEPS = recipe.load("tiny_svl").schedule.steps  # the fixtures' recipe
 
 
 class Outside(HTMLParser):
@@ -62,14 +65,14 @@ def test_an_objectives_work_on_the_host_is_no_part_of_its_own_in_the_time_split(
 
 def test_a_run_that_has_not_begun_still_has_a_report(folder):
     (folder / "metrics.jsonl").unlink()
-    assert "0 of 400" in html.page(run.read(folder))
+    assert f"0 of {STEPS}" in html.page(run.read(folder))
 
 
 def test_the_verb_writes_the_page_and_prints_the_table(folder):
     done = CliRunner().invoke(report.command, [str(folder)])
     assert done.exit_code == 0, done.output
     assert (folder / "report.html").is_file()
-    assert "3 of 400" in done.output
+    assert f"3 of {STEPS}" in done.output
     row = next(line.split() for line in done.output.splitlines() if line.startswith("mlm"))
     assert row == ["mlm", "2", "2.5", "3.2"]
 

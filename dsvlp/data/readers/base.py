@@ -57,7 +57,8 @@ def inside(folder: Path, name: str, where: str) -> Path:
     """Returns `folder / name`.
 
     Raises:
-        DataError: the name leaves the folder: absolute, by `..`, or through a symbolic link.
+        DataError: the name is empty or none that a file can have, or it leaves the folder: absolute, by
+            `..`, or through a symbolic link.
     """
     path = folder / name
     parts = PurePosixPath(name.replace("\\", "/"))
@@ -65,10 +66,12 @@ def inside(folder: Path, name: str, where: str) -> Path:
     if not leaves:
         try:
             leaves = not path.resolve().is_relative_to(folder.resolve())
-        except (OSError, RuntimeError):  # a link that points at itself
+        except (OSError, RuntimeError, UnicodeEncodeError):  # a link to itself, half a surrogate pair
             leaves = True
     if leaves:
-        raise DataError(f"{where}: the file name {name!r} leaves {folder}", "a path inside it")
+        raise DataError(
+            f"{where}: the file name {name!r} is empty, no name, or leaves {folder}", "a path inside it"
+        )
     return path
 
 

@@ -19,6 +19,9 @@ from dsvlp.data.readers.coco_tables import TABLES
 from dsvlp.errors import DataError
 from dsvlp.types import ImageSource, LabelTable, Sample
 
+MAX_CATEGORY = (1 << 16) - 1  # class ids are stored in PNGs of at most 16 bits
+MAX_COORDINATE = 1e9  # pixels; far beyond any picture, and float32 can hold sums of them
+
 
 @dataclass(frozen=True)
 class Captions:
@@ -99,10 +102,7 @@ def read(
 
 def _captions(path: Path) -> Captions:
     value = load_json(path)
-    files = {
-        get(r, "id", int, where): get(r, "file_name", str, where)
-        for where, r in records(value, "images", path)
-    }
+    files = _named(value, "images", "file_name", path)
     texts: dict[int, list[tuple[str, str]]] = defaultdict(list)
     for where, record in records(value, "annotations", path):
         image = get(record, "image_id", int, where)
@@ -110,6 +110,19 @@ def _captions(path: Path) -> Captions:
             raise DataError(f"{where}: image_id {image} is not among the images", "an id of its `images`")
         texts[image].append((where, get(record, "caption", str, where)))
     return Captions(path, files, texts)
+
+
+def _named(value: dict[str, Any], key: str, name: str, path: Path) -> dict[int, str]:
+    """Returns id -> `name` of a list's records; raises `DataError` where one id has two names."""
+    found: dict[int, str] = {}
+    for where, record in records(value, key, path):
+        number, text = get(record, "id", int, where), get(record, name, str, where)
+        if found.setdefault(number, text) != text:
+            raise DataError(
+                f"{where}: id {number} is {text!r} here and {found[number]!r} before",
+                f"one {name} for each id",
+            )
+    return found
 
 
 def _instances(path: Path, skipped: Tally) -> Instances:
@@ -140,20 +153,20 @@ def _instances(path: Path, skipped: Tally) -> Instances:
 def _box(record: Any, where: str) -> list[float]:
     """Returns xyxy of a record's `bbox`, which is x, y, width, height in pixels."""
     box = get(record, "bbox", list, where)
-    if len(box) != 4 or not all(type(v) in (int, float) and np.isfinite(v) for v in box):
-        raise DataError(f"{where}: bbox = {str(box)[:80]}", "four numbers: x, y, width, height")
+    if len(box) != 4 or not all(type(v) in (int, float) and abs(v) <= MAX_COORDINATE for v in box):
+        raise DataError(f"{where}: bbox = {str(box)[:80]}", "four numbers: x, y, width, height, in pixels")
     x, y, width, height = box
     return [x, y, x + width, y + height]
 
 
 def _categories(value: dict[str, Any], path: Path, name: str, ignore: int | None) -> LabelTable:
-    found = {
-        get(r, "id", int, where): get(r, "name", str, where)
-        for where, r in records(value, "categories", path)
-    }
+    found = _named(value, "categories", "name", path)
     if not found:
         raise DataError(f"{path}: its list of categories is empty", "at least one category")
     ids = tuple(sorted(found))
+    for number in (ids[0], ids[-1]):
+        if not 0 <= number <= MAX_CATEGORY:
+            raise DataError(f"{path}: the category id {number}", f"an id from 0 to {MAX_CATEGORY}")
     return LabelTable(name, ids, tuple(found[number] for number in ids), ignore)
 
 

@@ -101,9 +101,19 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
                         f"{path} ends inside {member.name!r}", "a whole tar file", "Download it again"
                     )
                 yield member
+            end = archive.offset  # of the header after the last member that could be read
+        with path.open("rb") as file:
+            file.seek(end)
+            mark = file.read(tarfile.BLOCKSIZE)
     except (tarfile.TarError, EOFError, ValueError, OSError) as error:
         raise DataError(
             f"{path} is not a plain tar file: {error}",
             "a tar without compression",
             "Uncompress or download it again",
         ) from error
+    if mark != bytes(tarfile.BLOCKSIZE):  # tarfile takes a damaged or cut header for the end
+        raise DataError(
+            f"{path} is cut or damaged at byte {end}: no header and no end mark stands there",
+            "a whole tar file",
+            "Download it again",
+        )

@@ -145,6 +145,7 @@ WRONG_CAPTIONS = [
     (_set("annotations", "caption", None), r"annotations\[0\]: caption = 'None'"),
     (_set("annotations", "image_id", 2), r"annotations\[0\]: image_id 2 is not among"),
     (_set("annotations", "image_id", True), r"annotations\[0\]: image_id = 'True' is a bool"),
+    (lambda v: v["images"].append({"id": 1, "file_name": "b.jpg"}), r"images\[1\]: id 1 is 'b.jpg' here"),
     (lambda v: v.update(images=[3]), r"images\[0\] is a int"),
 ]
 
@@ -161,6 +162,11 @@ WRONG_INSTANCES = [
     (_set("annotations", "bbox", [1, 2, 3]), r"annotations\[0\]: bbox = \[1, 2, 3\].*four numbers"),
     (_set("annotations", "bbox", [1, 2, 3, "4"]), "four numbers"),
     (_set("annotations", "bbox", [1, 2, 3, float("nan")]), "four numbers"),
+    (_set("annotations", "bbox", [10**400, 2, 3, 4]), "four numbers"),
+    (_set("annotations", "bbox", [1, 2, 1e300, 4]), "four numbers"),
+    (_set("categories", "id", 1 << 16), r"i\.json: the category id 65536.*from 0 to 65535"),
+    (_set("categories", "id", -1), "category id -1"),
+    (lambda v: v["categories"].append({"id": 5, "name": "other"}), r"categories\[1\]: id 5 is 'other' here"),
     (_set("annotations", "category_id", 6), r"annotations\[0\]: category_id 6 is unknown"),
     (_set("categories", "name", 6), r"categories\[0\]: name"),
     (lambda v: v.update(categories=[]), "categories is empty"),
@@ -194,7 +200,7 @@ def test_a_caption_that_is_not_utf8_is_counted_not_fatal(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["../x.jpg", "/etc/passwd", "a/../../x.jpg", "link/x.jpg", "..\\x.jpg", "", "a\0b"]
+    "name", ["../x.jpg", "/etc/passwd", "a/../../x.jpg", "link/x.jpg", "..\\x.jpg", "", "a\0b", "\ud800"]
 )
 def test_a_file_name_that_leaves_its_folder_is_refused(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "images"
@@ -283,6 +289,22 @@ def test_a_wrong_tar_is_refused(tmp_path: Path) -> None:
     for name in ("link.tar", "cut.tar", "zip.tar"):
         with pytest.raises(DataError, match=name):
             list(webdataset.read([tmp_path / name]).samples())
+
+
+@pytest.mark.parametrize("damage", ["cut at a member's end", "cut in a header", "damaged header"])
+def test_a_tar_that_ends_before_its_end_mark_is_refused(tmp_path: Path, damage: str) -> None:
+    """Python's tarfile takes each of these for the end of the archive: the rest would be lost silently."""
+    members = {f"{key}{suffix}": b"x" * 500 for key in "ab" for suffix in (".jpg", ".txt")}
+    whole = make_tar(tmp_path / "t.tar", members).read_bytes()
+    second = 2048  # each member is a header and a block of 512 bytes
+    damaged = {
+        "cut at a member's end": whole[:second],
+        "cut in a header": whole[: second + 100],
+        "damaged header": whole[:second] + b"\7" * 100 + whole[second + 100 :],
+    }[damage]
+    (tmp_path / "t.tar").write_bytes(damaged)
+    with pytest.raises(DataError, match=rf"t\.tar is cut or damaged at byte {second}"):
+        list(webdataset.read([tmp_path / "t.tar"]).samples())
 
 
 def test_a_wrong_nlvr_line_is_named(tmp_path: Path) -> None:
