@@ -12,7 +12,7 @@ import torch
 from dsvlp import dist
 from dsvlp import recipe as recipes
 from dsvlp import system as systems
-from dsvlp.engine.checkpoint import CheckpointStore, open_checkpoint, read_weights
+from dsvlp.engine.checkpoint import Checkpoint, CheckpointStore, open_checkpoint, read_weights
 from dsvlp.errors import CheckpointError, RunError
 from dsvlp.recipe import Recipe
 from dsvlp.system import Request, System
@@ -71,12 +71,15 @@ class Trained:
 def load_trained(run: Path, which: Literal["best", "last"] = "last") -> Trained:
     """Returns a run's system with the weights of its last checkpoint, or of its best by validation.
 
+    Where the last is damaged, the newest older one that verifies is taken and a warning names the file.
+    Every rank must call.
+
     Raises:
         RunError: the folder holds no checkpoint.
-        CheckpointError: it is damaged, or its tensors are not the system's.
+        CheckpointError: none verifies, or the tensors are not the system's.
     """
-    path = _choose(run, which)
-    checkpoint = open_checkpoint(path)
+    checkpoint = _choose(run, which)
+    path = checkpoint.path
     weights, state = read_weights(checkpoint), checkpoint.state
     recipe = recipes.from_json(state["recipe"], str(path / "state.json"))
     facts = DataFacts.from_json(state["facts"])
@@ -90,20 +93,19 @@ def _bare(recipe: Recipe) -> Any:
     return recipe.model.model_copy(update={"pretrained": False})
 
 
-def _choose(run: Path, which: str) -> Path:
+def _choose(run: Path, which: str) -> Checkpoint:
     folder = run / "checkpoints"
-    store = CheckpointStore(folder)
-    newest = store.latest()
+    newest = CheckpointStore(folder).load()
     if newest is None:
         raise RunError(
             f"{folder} holds no checkpoint", "a run that has saved", f"Train it: dsvlp train ... --run {run}"
         )
     if which == "last":
         return newest
-    best = open_checkpoint(newest).state["best"]
+    best = newest.state["best"]
     if best is None:
         raise RunError(f"{run} has never validated", "a run with data.validation", "Use the last checkpoint")
-    return folder / f"step-{int(best['step']):08d}"
+    return open_checkpoint(folder / f"step-{int(best['step']):08d}")
 
 
 def load_weights(system: System, weights: dict[str, torch.Tensor], where: str) -> None:

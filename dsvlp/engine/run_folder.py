@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from dsvlp import __version__, config, dist
 from dsvlp.engine.lease import Lease
 from dsvlp.errors import DsvlpError, RunError
-from dsvlp.recipe import Recipe, from_json
+from dsvlp.recipe import Recipe
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -45,15 +45,6 @@ FREE = (
 """Keys (or tables) that may differ between attempts: they change neither samples nor updates."""
 
 LIBRARIES = ("torch", "deepspeed", "ffcv", "transformers", "timm", "numpy", "safetensors")
-
-
-def read_recipe(folder: Path) -> Recipe:
-    """Returns the recipe of an existing run.
-
-    Raises:
-        RunError: the folder holds no run.
-    """
-    return from_json(_read_json(folder / "recipe.json"), str(folder / "recipe.json"))
 
 
 def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -138,7 +129,7 @@ class RunFolder:
             free, binding = compare(_read_json(existing), new)
             for line in free + binding:
                 log.info("recipe differs from the run's: %s", line)
-            if binding and not override:
+            if binding and not override and self._has_trained():
                 raise RunError(
                     f"{self.path} holds a run of another recipe: {'; '.join(binding)}",
                     "the run's own recipe (workers, intervals and layout may differ)",
@@ -148,6 +139,10 @@ class RunFolder:
                 return
         write_json(existing, new)
         write_json(self.path / "manifest.json", manifest(self._recipe))
+
+    def _has_trained(self) -> bool:
+        """Returns whether there is anything to lose: a start that failed leaves a recipe and no step."""
+        return any(self.checkpoints.glob("step-*"))
 
     def _close_dead_attempt(self) -> None:
         assert self._lease is not None

@@ -206,6 +206,8 @@ class Trainer:
         values = summary(output, list(self._weights), self._weights)
         values["optimizer/learning_rate"] = self._lr
         values["optimizer/skipped_steps"] = float(self._skips[1])
+        values["data/bad_images_on_rank_0"] = float(self._data.train.bad.total)
+        values["data/pairs_without_partner"] = float(self._data.train.partnerless)
         self._watch.step(self._step, values, self._timer, self._text_tokens)
         self._folder.reached(self._step)
 

@@ -87,7 +87,7 @@ def class_constant(statistics: Tensor) -> dict[str, float]:
     total = statistics.sum().clamp(min=1)
     share = statistics[statistics > 0] / total
     return {
-        "loss": float(-(share * share.log()).sum()),
+        "loss": 0.0 - float((share * share.log()).sum()),
         "accuracy": float(statistics.max() / total),
     }
 

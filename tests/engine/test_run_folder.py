@@ -3,12 +3,16 @@ import json
 import pytest
 
 from dsvlp import config, recipe
-from dsvlp.engine.run_folder import RunFolder, compare, read_ledger, read_recipe
+from dsvlp.engine.run_folder import RunFolder, compare, read_ledger
 from dsvlp.errors import RunError
 
 
 def load(*overrides):
     return recipe.load("tiny_svl", overrides)
+
+
+def read_recipe(folder):
+    return recipe.from_json(json.loads((folder / "recipe.json").read_text()), "recipe.json")
 
 
 def test_a_new_folder_holds_recipe_and_manifest_and_gives_its_lease_back(tmp_path):
@@ -26,12 +30,19 @@ def test_a_new_folder_holds_recipe_and_manifest_and_gives_its_lease_back(tmp_pat
     assert not (tmp_path / "run" / "lease.json").exists()
 
 
+def test_a_start_that_failed_before_the_first_checkpoint_blocks_no_other_recipe(tmp_path):
+    RunFolder(tmp_path, load()).close("failed: DataError", {})
+    RunFolder(tmp_path, load("optimizer.lr=0.01")).close("finished", {})
+    assert read_recipe(tmp_path).optimizer.lr == 0.01
+
+
 def test_another_recipe_is_shown_refused_and_changes_nothing(tmp_path):
     RunFolder(tmp_path, load()).close("finished", {})
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     with pytest.raises(RunError, match=r"optimizer.lr: 0.001 -> 0.01.*--override"):
         RunFolder(tmp_path, load("optimizer.lr=0.01"))
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 def test_override_accepts_and_stores_the_new_recipe(tmp_path):
@@ -79,10 +90,3 @@ def test_a_killed_attempt_gets_its_line_from_the_next(tmp_path):
         (3, "stopped"),
     ]
     assert lines[1]["seconds"] == 90.0 and lines[1]["to_step"] == 9
-
-
-def test_a_folder_without_a_run_is_named():
-    with pytest.raises(RunError, match=r"nowhere/recipe.json does not exist"):
-        from pathlib import Path
-
-        read_recipe(Path("nowhere"))
