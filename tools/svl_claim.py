@@ -6,7 +6,7 @@ order, equal initial weights of the shared parts, equal steps), and prints the m
 over seeds of the ITM loss on held-out scenes, with the curves as a picture. The paper's order by its
 Table II is none < SPL36 < SPL100 ~ SSUL < SEGL (better to the right); what comes out is printed.
 
-    python tools/svl_claim.py --steps 300 --seeds 3 --out runs/svl_claim
+    python tools/svl_claim.py --steps 800 --seeds 3 --out runs/svl_claim
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--nproc", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/svl_claim"))

@@ -183,7 +183,7 @@ def summary(output: StepOutput, names: list[str], weights: dict[str, float]) -> 
     values = dist.all_reduce_sum(local).tolist()
     totals = output.totals.tolist()
     out: dict[str, float] = {}
-    for name, value, count in zip(names, values, totals, strict=False):
+    for name, value, count in zip(names, values[: len(names)], totals, strict=True):
         out[f"loss/{name}"] = value / count if count else 0.0
     out["loss/total"] = sum(weights[name] * out[f"loss/{name}"] for name in names)
     for index, key in enumerate(keys):

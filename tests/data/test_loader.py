@@ -94,7 +94,7 @@ def test_texts_and_partners_are_what_the_samples_say(noise):
     dataset, tokenizer = noise
     for batch in take(make_loader([dataset], tokenizer), 12):
         own = dataset.texts(dataset.samples["text"][batch.samples])
-        ids, mask, special = tokenizer.encode(own, 24)
+        ids, mask, special = tokenizer.encode(own, batch.text_ids.shape[1])
         assert torch.equal(batch.text_ids[:2], torch.from_numpy(ids))
         assert torch.equal(batch.text_mask[:2], torch.from_numpy(mask))
         assert torch.equal(batch.special_mask[:2], torch.from_numpy(special))
