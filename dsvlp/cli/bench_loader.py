@@ -55,7 +55,7 @@ def command(
         result = bench.summary(bench.compare(setting, repetitions))
     click.echo(table.text(_HEAD, [_line(name, entry) for name, entry in result.items()]))
     about = {
-        "source": str(data or photographs),
+        "source": (data or photographs).name,
         "images": images,
         "size": size,
         "batch": batch,
