@@ -44,18 +44,19 @@ def command(
     out: Path | None,
 ) -> None:
     """Measure images a second and a CPU-second: this loader, DataLoader + simplejpeg, DataLoader + Pillow."""
-    if (data is None) == (photographs is None):
+    given = [path for path in (data, photographs) if path is not None]
+    if len(given) != 1:
         raise click.UsageError("give either --data X.beton or --photographs FOLDER")
     pinned = [int(core) for core in cores.split(",")] if cores else sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        beton = data if data is not None else bench.prepare(photographs or folder, folder, images)
+        beton = data if data is not None else bench.prepare(given[0], folder, images)
         bench.extract(beton, folder / "files", images)
         setting = bench.Setting(beton, folder / "files", size, batch, tuple(pinned), seconds)
         result = bench.summary(bench.compare(setting, repetitions))
     click.echo(table.text(_HEAD, [_line(name, entry) for name, entry in result.items()]))
     about = {
-        "source": (data or photographs).name,
+        "source": given[0].name,
         "images": images,
         "size": size,
         "batch": batch,
