@@ -83,7 +83,7 @@ def initial_deviation(width: int) -> float:
     """Returns the deviation of new weights: BERT's 0.02 at its width of 768, the same gain at others.
 
     A layer of width D multiplies its input by about deviation sqrt(D). With 0.02 a tiny model's
-    attention starts out flat, and matching (ITM) leaves chance hundreds of steps later.
+    attention starts out flat.
     """
     return 0.02 * math.sqrt(768 / width)
 
