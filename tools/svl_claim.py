@@ -21,7 +21,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-METRIC = "validation/itm"
+METRIC = "validation/loss/itm"
 VARIANTS = {
     "none": ["objectives.segl=false"],
     "SSUL": ["objectives.segl=false", "objectives.ssul.cell=16"],
