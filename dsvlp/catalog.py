@@ -4,8 +4,7 @@ A recipe is checked against this table on the login node, before anything is bui
 its class by path, so that a new system or objective is one line here and one file there; nothing
 registers itself. Parameter and FLOP formulas stand in `dsvlp.accounting.flops`.
 
-The other systems' lines, when they come: `fiber` (provides unimodal, fused, causal), `pixelbert`,
-`semvlp` (fused); `itc` provides `similarity`, which ITM's hard negatives need.
+The other systems' lines, when they come: `pixelbert`, `semvlp` (fused).
 """
 
 from __future__ import annotations
@@ -48,9 +47,25 @@ SYSTEMS = {
         "two streams, ViT or ResNet and BERT, cross-modality layers on top",
         provides=frozenset({"unimodal", "fused", "grid"}),
     ),
+    "fiber": Entry(
+        "dsvlp.models.fiber:FIBER",
+        "Swin and RoBERTa with gated cross-attention inside",
+        provides=frozenset({"unimodal", "fused", "causal"}),
+    ),
+    "meter": Entry(
+        "dsvlp.models.meter:METER",
+        "Swin and RoBERTa with co-attention layers on top: FIBER's rival",
+        provides=frozenset({"unimodal", "fused"}),
+    ),
 }
 
 OBJECTIVES = {
+    "itc": Entry(
+        "dsvlp.objectives.itc:ITC",
+        "image-text contrast",
+        provides=frozenset({"similarity"}),
+        needs=frozenset({"unimodal"}),
+    ),
     "itm": Entry("dsvlp.objectives.itm:ITM", "image-text matching", needs=frozenset({"fused"})),
     "mlm": Entry("dsvlp.objectives.mlm:MLM", "masked language modelling", needs=frozenset({"fused"})),
     "ssul": Entry("dsvlp.objectives.ssul:SSUL", "mean colour of masked cells", needs=frozenset({"grid"})),
@@ -95,6 +110,12 @@ def problems(recipe: Recipe) -> list[str]:
     for name in enabled:
         for need in sorted(OBJECTIVES[name].needs - offers):
             out.append(f"objectives.{name} needs {need!r}; {_remedy(need)}")
+    itm = recipe.objectives.itm
+    if itm is not None and itm.negatives != "loader" and "similarity" not in offers:
+        out.append(
+            f"objectives.itm.negatives = {itm.negatives!r} needs 'similarity'; add [objectives.itc] or set "
+            f"'loader'"
+        )
     if recipe.model.visual_queries and recipe.objectives.spl is None:
         out.append(
             "model.visual_queries replace the grid but nothing trains them; add [objectives.spl] or set 0"
@@ -105,18 +126,7 @@ def problems(recipe: Recipe) -> list[str]:
             out.append(
                 f"objectives.{name}.at = 'post', but model.visual_queries replace the grid before fusion"
             )
-    batch, captions = recipe.batch, recipe.data.captions_per_image
-    if batch.global_pairs % batch.micro_pairs:
-        out.append(
-            f"batch.global_pairs {batch.global_pairs} is not a multiple of "
-            f"batch.micro_pairs {batch.micro_pairs}"
-        )
-    if batch.micro_pairs % captions:
-        out.append(
-            f"batch.micro_pairs {batch.micro_pairs} is not a multiple of data.captions_per_image {captions}"
-        )
-    if recipe.objectives.itm is not None and batch.global_pairs < 2 * captions:
-        out.append("objectives.itm needs at least two images in a global batch; raise batch.global_pairs")
+    out += _batch_problems(recipe)
     ssul = recipe.objectives.ssul
     if ssul is not None and recipe.model.image_size % ssul.cell:
         out.append(
@@ -127,6 +137,33 @@ def problems(recipe: Recipe) -> list[str]:
             f"objectives.ssul.cell {ssul.cell} is not a multiple of the image tower's stride "
             f"{recipe.model.stride}"
         )
+    return out
+
+
+def _batch_problems(recipe: Recipe) -> list[str]:
+    batch, captions, out = recipe.batch, recipe.data.captions_per_image, []
+    key = "micro_pairs" if batch.contrastive_pairs is None else "contrastive_pairs"
+    size = batch.micro_pairs or batch.contrastive_pairs or 0
+    if batch.global_pairs % size:
+        out.append(f"batch.global_pairs {batch.global_pairs} is not a multiple of batch.{key} {size}")
+    if size % captions:
+        out.append(f"batch.{key} {size} is not a multiple of data.captions_per_image {captions}")
+    itc, itm = recipe.objectives.itc, recipe.objectives.itm
+    if itc is not None and size < 2 * captions and not itc.queue:
+        out.append(f"objectives.itc contrasts a batch of one image with nothing; raise batch.{key} {size}")
+    if itm is None:
+        return out
+    if itm.negatives == "loader" and batch.global_pairs < 2 * captions:
+        out.append("objectives.itm needs at least two images in a global batch; raise batch.global_pairs")
+    if itm.negatives == "batch" and size < 2 * captions:
+        out.append(f"objectives.itm.negatives = 'batch' needs two images in it; raise batch.{key} {size}")
+    if itm.negatives == "gathered" and batch.contrastive_pairs is None:
+        out.append(
+            "objectives.itm.negatives = 'gathered' needs batch.contrastive_pairs in place of "
+            "batch.micro_pairs"
+        )
+    if itm.negatives == "queue" and (itc is None or not itc.queue):
+        out.append("objectives.itm.negatives = 'queue' needs a queue; set objectives.itc.queue, e.g. to 4096")
     return out
 
 

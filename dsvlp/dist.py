@@ -58,6 +58,28 @@ def all_gather(tensor: torch.Tensor) -> torch.Tensor:
     return out
 
 
+class _Gather(torch.autograd.Function):
+    """All-gather whose backward returns to each rank the sum of all ranks' gradients for its rows."""
+
+    @staticmethod
+    def forward(context: Any, tensor: torch.Tensor) -> torch.Tensor:
+        context.rows = len(tensor)
+        return all_gather(tensor).flatten(0, 1)
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        summed = all_reduce_sum(gradients[0].contiguous())
+        return summed[rank() * context.rows : (rank() + 1) * context.rows]
+
+
+def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns the rows of all ranks one after another, [world x B, ...]; gradients flow to all. Every rank
+    must call, in forward and in backward."""
+    if world_size() == 1:
+        return tensor
+    return _Gather.apply(tensor)  # type: ignore[no-any-return]
+
+
 def side_group(seconds: float) -> td.ProcessGroup | None:
     """Returns a group of all ranks for one thread beside the training's; None on one process.
 

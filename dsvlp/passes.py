@@ -1,33 +1,91 @@
 """One step's forward passes: asked for by view and kind, run on demand, remembered.
 
-Two objectives that ask for the same view share its pass (SVL: all on `joint`); objectives on
-different views share what their batches share. A prefix is shared by identity: a view made with
-`dataclasses.replace` keeps the tensors it did not touch, so an image encoder runs once for a
-`clean` view and a `masked` view whose images are the same tensor (FIBER's shared prefixes), and a
-text encoder once where only the image was masked. Floor 1: knows no model and no loss.
+An objective asks in its `begin` and reads in its `loss`. What is asked for before the first result
+is read runs together: all fused pairs of a micro-batch, whatever their view, go through the fusion
+in one call.
+
+**Prefixes.** What lies below the fusion is shared by identity: a view made with
+`dataclasses.replace` keeps the tensors it did not touch, so an image encoder runs once for a `clean`
+view and a `masked` view whose images are the same tensor (FIBER's shared prefixes), and a text
+encoder once where only the image was masked. With `share = False` each pass encodes its own inputs,
+as the papers' code does; without dropout both give the same losses and gradients.
+
+Legend: I images, T texts, P pairs of a view, B asked pairs, N image tokens, L text tokens, D width.
+Floor 1: knows no model and no loss.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from dsvlp import dist
 from dsvlp.types import Batch, Encoded, States
 
 
 class Encoder(Protocol):
-    """What passes need of a model. All three go through `forward` hooks of the model's submodules."""
+    """What passes need of a model. All go through `forward` hooks of the model's submodules.
+
+    `encode_*` returns what the fusion starts from: the whole tower where fusion is on top, the tower
+    below its first fused block where it is inside. `finish_*` goes on alone to the unimodal result.
+    """
 
     def encode_image(self, images: Tensor, image_mask: Tensor | None) -> States:
-        """Returns image states [I, N, D]."""
+        """Returns image states [I, N, D] below the fusion."""
 
     def encode_text(self, text_ids: Tensor, text_mask: Tensor) -> States:
-        """Returns text states [T, L, D]."""
+        """Returns text states [T, L, D] below the fusion."""
+
+    def finish_image(self, image: States) -> States:
+        """Returns unimodal image states [I, N', D'] of those below the fusion."""
+
+    def finish_text(self, text: States) -> States:
+        """Returns unimodal text states [T, L, D] of those below the fusion."""
 
     def fuse(self, image: States, text: States) -> Encoded:
         """Returns fused states of B aligned rows of both."""
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """ITC's similarities, detached: what ITM's hard negatives are drawn by.
+
+    Column k of the first `len(pairs)` is pair k of the (gathered) batch, later ones are the queue's.
+
+    Attributes:
+        image_to_text: float32 [P, K] logits (temperature applied) of each pair's image with K texts; minus
+            infinity at texts of the same image, the pair's own among them.
+        text_to_image: float32 [P, K], the same of each pair's text with K images.
+        pairs: int64 [P or world x P, 2] (image row, text row) of the columns, rows as `Passes.ask` numbers
+            them; with `gathered`, through all ranks.
+        gathered: whether the columns are of all ranks.
+        own: column of this rank's first pair.
+    """
+
+    image_to_text: Tensor
+    text_to_image: Tensor
+    pairs: Tensor
+    gathered: bool
+    own: int
+
+
+class Fused:
+    """Fused states that were asked for; `result` runs whatever is outstanding."""
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        self._run = run
+        self.encoded: Encoded | None = None
+
+    def result(self) -> Encoded:
+        """Returns tokens [B, ., D] of both streams and the pooled feature [B, D]."""
+        if self.encoded is None:
+            self._run()
+        assert self.encoded is not None
+        return self.encoded
 
 
 class Passes:
@@ -36,37 +94,116 @@ class Passes:
     Args:
         model: the encoder.
         views: view name -> batch as the objectives left it.
+        share: whether passes share their prefixes.
+
+    Attributes:
+        similarity: set by ITC's `begin`, read by hard negatives.
     """
 
-    def __init__(self, model: Encoder, views: dict[str, Batch]) -> None:
-        self._model = model
-        self._views = views
-        self._images: list[tuple[Tensor, Tensor | None, States]] = []
-        self._texts: list[tuple[Tensor, Tensor, States]] = []
-        self._fused: dict[str, Encoded] = {}
+    def __init__(self, model: Encoder, views: dict[str, Batch], share: bool = True) -> None:
+        self._model, self._views, self._share = model, views, share
+        self._prefixes: list[tuple[str, Tensor, Tensor | None, States]] = []
+        self._gathered: dict[tuple[str, str], States] = {}
+        self._by_view: dict[str, Fused] = {}
+        self._outstanding: list[tuple[Fused, States, States]] = []
+        self.similarity: Similarity | None = None
 
     def view(self, name: str) -> Batch:
         """Returns the prepared batch of a view."""
         return self._views[name]
 
     def image(self, view: str) -> States:
-        """Returns image states before fusion, one row an image: [I, N, D]."""
+        """Returns image states below the fusion, one row an image: [I, N, D]."""
         batch = self._views[view]
-        return _remember(self._images, (batch.images, batch.image_mask), self._model.encode_image)
+        return self._remembered(view, batch.images, batch.image_mask, self._model.encode_image)
 
     def text(self, view: str) -> States:
-        """Returns text states before fusion, one row a text: [T, L, D]."""
+        """Returns text states below the fusion, one row a text: [T, L, D]."""
         batch = self._views[view]
-        return _remember(self._texts, (batch.text_ids, batch.text_mask), self._model.encode_text)
+        return self._remembered(view, batch.text_ids, batch.text_mask, self._model.encode_text)
+
+    def unimodal_image(self, view: str) -> States:
+        """Returns the image tower's own result, untouched by any text: [I, N', D']."""
+        batch = self._views[view]
+        prefix = self.image(view) if self._share else self._model.encode_image(batch.images, batch.image_mask)
+        return self._model.finish_image(prefix)
+
+    def unimodal_text(self, view: str) -> States:
+        """Returns the text tower's own result, untouched by any image: [T, L, D]."""
+        batch = self._views[view]
+        prefix = self.text(view) if self._share else self._model.encode_text(batch.text_ids, batch.text_mask)
+        return self._model.finish_text(prefix)
 
     def fused(self, view: str) -> Encoded:
-        """Returns fused states, one row a pair: tokens [P, ., D], pooled [P, D]."""
-        if view not in self._fused:
-            pairs = self._views[view].pairs
-            image = select(self.image(view), pairs[:, 0])
-            text = select(self.text(view), pairs[:, 1])
-            self._fused[view] = self._model.fuse(image, text)
-        return self._fused[view]
+        """Returns fused states of the view's own pairs: tokens [P, ., D], pooled [P, D]."""
+        return self.ask(view).result()
+
+    def ask(self, view: str, pairs: Tensor | None = None, *, gathered: bool = False) -> Fused:
+        """Asks for fused states; those of all askers before the first `result` run in one call.
+
+        Args:
+            view: whose images and texts are meant.
+            pairs: int64 [B, 2] (image row, text row); None: the view's own pairs, run once for all askers.
+            gathered: rows number the images and texts of all ranks, rank by rank. Every rank must ask.
+        """
+        if pairs is None:
+            if view not in self._by_view:
+                self._by_view[view] = self._asked(*self._aligned(view, self._views[view].pairs, False))
+            return self._by_view[view]
+        return self._asked(*self._aligned(view, pairs, gathered))
+
+    def _aligned(self, view: str, pairs: Tensor, gathered: bool) -> tuple[States, States]:
+        """Returns image and text states [B, ., D] of pairs; without sharing, encoded for these alone."""
+        batch = self._views[view]
+        own = pairs is batch.pairs
+        if self._share or own:
+            image, text = self.image(view), self.text(view)
+            if gathered:
+                image, text = (self._of_all_ranks(view, part) for part in ("image", "text"))
+            return select(image, pairs[:, 0]), select(text, pairs[:, 1])
+        images, masks, ids, text_masks = batch.images, batch.image_mask, batch.text_ids, batch.text_mask
+        if gathered:
+            images, ids, text_masks = (dist.all_gather(t).flatten(0, 1) for t in (images, ids, text_masks))
+            masks = None if masks is None else dist.all_gather(masks).flatten(0, 1)
+        rows, columns = pairs.unbind(1)
+        image = self._model.encode_image(images[rows], None if masks is None else masks[rows])
+        return image, self._model.encode_text(ids[columns], text_masks[columns])
+
+    def _of_all_ranks(self, view: str, part: str) -> States:
+        """Returns the prefixes of all ranks, with their gradient: [world x I, N, D]. Every rank must call."""
+        if (view, part) not in self._gathered:
+            states = self.image(view) if part == "image" else self.text(view)
+            tokens = dist.gather_with_gradient(states.tokens)
+            mask = dist.all_gather(states.mask).flatten(0, 1)
+            self._gathered[view, part] = States(tokens, mask)
+        return self._gathered[view, part]
+
+    def _asked(self, image: States, text: States) -> Fused:
+        promise = Fused(self._run)
+        self._outstanding.append((promise, image, text))
+        return promise
+
+    def _run(self) -> None:
+        """Fuses everything outstanding: in one call where prefixes are shared, else one by one."""
+        asked, self._outstanding = self._outstanding, []
+        if not self._share or len(asked) == 1:
+            for promise, image, text in asked:
+                promise.encoded = self._model.fuse(image, text)
+            return
+        sizes = [len(image.tokens) for _, image, _ in asked]
+        encoded = self._model.fuse(joined([i for _, i, _ in asked]), joined([t for _, _, t in asked]))
+        for (promise, _, _), part in zip(asked, _split(encoded, sizes), strict=True):
+            promise.encoded = part
+
+    def _remembered(
+        self, view: str, first: Tensor, second: Tensor | None, run: Callable[..., States]
+    ) -> States:
+        for name, one, other, states in self._prefixes:
+            if one is first and other is second and (self._share or name == view):
+                return states
+        states = run(first, second)
+        self._prefixes.append((view, first, second, states))
+        return states
 
 
 def select(states: States, rows: Tensor) -> States:
@@ -74,10 +211,17 @@ def select(states: States, rows: Tensor) -> States:
     return States(states.tokens[rows], states.mask[rows])
 
 
-def _remember(known: list, arguments: tuple[Tensor, Tensor | None], run: Callable[..., States]) -> States:
-    for first, second, states in known:
-        if first is arguments[0] and second is arguments[1]:
-            return states
-    states = run(*arguments)
-    known.append((*arguments, states))
-    return states
+def joined(parts: list[States]) -> States:
+    """Returns the rows of several states one after another; all have the same number of tokens."""
+    return States(torch.cat([part.tokens for part in parts]), torch.cat([part.mask for part in parts]))
+
+
+def _split(encoded: Encoded, sizes: list[int]) -> list[Encoded]:
+    assert encoded.image is not None and encoded.text is not None and encoded.pooled is not None
+    images, image_masks = encoded.image.tokens.split(sizes), encoded.image.mask.split(sizes)
+    texts, text_masks = encoded.text.tokens.split(sizes), encoded.text.mask.split(sizes)
+    pooled = encoded.pooled.split(sizes)
+    return [
+        Encoded(States(images[k], image_masks[k]), States(texts[k], text_masks[k]), pooled[k])
+        for k in range(len(sizes))
+    ]

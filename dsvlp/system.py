@@ -5,7 +5,8 @@ ZeRO-3 gathers parameters in forward hooks, so everything that uses one goes thr
 and sampling. Each request runs the same modules in the same order on every rank.
 
 How the others use the seam. **FIBER**: `mlm.view = "masked"`, `itc.view = itm.view = "clean"`; ITC
-offers `similarity` on Passes, ITM's hard negatives append pairs to the fused pass of `clean`.
+offers `similarity` on Passes, ITM asks for the pairs of its hard negatives, and the tops of all fused
+pairs run in one call.
 **Pixel-BERT**: one view, `fuse` runs the single BERT over text and pixels. **SemVLP**: the mode of
 each half of the global batch stands in the view. **VQA, NLVR2**: one task with one clean view.
 **Captioning**: a `causal` kind of pass and `DecodeStep` requests. **Detection**: reads
@@ -27,6 +28,7 @@ from dsvlp.passes import Encoder, Passes
 from dsvlp.types import Batch, DataFacts, Encoded, Loss, States
 
 if TYPE_CHECKING:
+    from dsvlp.objectives.itc import ITC
     from dsvlp.objectives.itm import ITM
     from dsvlp.recipe import Recipe
 
@@ -52,7 +54,7 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """Image states of [I, 3, H, W]."""
+    """Image states below the fusion, of [I, 3, H, W]."""
 
     images: Tensor
     image_mask: Tensor | None = None
@@ -60,7 +62,7 @@ class ImageRequest:
 
 @dataclass(frozen=True)
 class TextRequest:
-    """Text states of [T, L]."""
+    """Text states below the fusion, of [T, L]."""
 
     text_ids: Tensor
     text_mask: Tensor
@@ -68,13 +70,21 @@ class TextRequest:
 
 @dataclass(frozen=True)
 class MatchRequest:
-    """Fused states and match scores of aligned rows of cached unimodal states."""
+    """Fused states and match scores of aligned rows of states that were encoded before."""
 
     image: States
     text: States
 
 
-Request = TrainRequest | ImageRequest | TextRequest | MatchRequest
+@dataclass(frozen=True)
+class EmbedRequest:
+    """ITC's unit vectors of prefixes that were encoded before; either may be None."""
+
+    image: States | None = None
+    text: States | None = None
+
+
+Request = TrainRequest | EmbedRequest | ImageRequest | TextRequest | MatchRequest
 
 
 class System(nn.Module):
@@ -83,10 +93,14 @@ class System(nn.Module):
     Args:
         model: images and texts in, `Encoded` out; no loss, no rank, no configuration.
         objectives: name -> objective, in the order of preparation.
+        share_prefixes: see `dsvlp.passes`.
     """
 
-    def __init__(self, model: nn.Module, objectives: dict[str, Objective]) -> None:
+    def __init__(
+        self, model: nn.Module, objectives: dict[str, Objective], share_prefixes: bool = True
+    ) -> None:
         super().__init__()
+        self.share_prefixes = share_prefixes
         self.model = model
         self.objectives = nn.ModuleDict(objectives)
 
@@ -99,15 +113,24 @@ class System(nn.Module):
             views[objective.view], targets[name] = objective.prepare(view)
         return Prepared(views, targets)
 
-    def forward(self, request: Request) -> dict[str, Loss] | States | tuple[Encoded, Tensor]:
-        """Returns the losses by objective, unimodal states, or (fused states, match logit [B])."""
+    def forward(
+        self, request: Request
+    ) -> dict[str, Loss] | States | tuple[Tensor | None, Tensor | None] | tuple[Encoded, Tensor]:
+        """Returns the losses by objective, states below the fusion, (image, text) vectors [., D], or (fused
+        states, match logit [B])."""
         model = cast(Encoder, self.model)
         if isinstance(request, TrainRequest):
-            return self._losses(Passes(model, request.prepared.views), request.prepared.targets)
+            passes = Passes(model, request.prepared.views, self.share_prefixes)
+            return self._losses(passes, request.prepared.targets)
         if isinstance(request, ImageRequest):
             return model.encode_image(request.images, request.image_mask)
         if isinstance(request, TextRequest):
             return model.encode_text(request.text_ids, request.text_mask)
+        if isinstance(request, EmbedRequest):
+            itc = cast("ITC", self.objectives["itc"])
+            image = None if request.image is None else itc.embed_image(model.finish_image(request.image))
+            text = None if request.text is None else itc.embed_text(model.finish_text(request.text))
+            return image, text
         encoded = model.fuse(request.image, request.text)
         return encoded, cast("ITM", self.objectives["itm"]).score(encoded)
 
@@ -142,4 +165,4 @@ def build(recipe: Recipe, facts: DataFacts) -> System:
             name: catalog.OBJECTIVES[name].load().from_recipe(table, recipe.model, model, facts)
             for name, table in recipe.objectives.enabled().items()
         }
-    return System(model, objectives)
+    return System(model, objectives, recipe.engine.share_prefixes)

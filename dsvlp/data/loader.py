@@ -29,7 +29,7 @@ from dsvlp.data.rows import RowReader
 from dsvlp.data.synthetic import ensure_world
 from dsvlp.data.text import Tokenizer
 from dsvlp.errors import DataError, RunError
-from dsvlp.recipe import Recipe, accumulation
+from dsvlp.recipe import Recipe, accumulation, micro_pairs, swaps_texts
 from dsvlp.seed import key_of
 from dsvlp.types import Batch, DataFacts
 
@@ -76,7 +76,7 @@ class Loader:
         self._rank, self._world, self._training = rank, world, split == "train"
         self._seed = recipe.seed if self._training else _EVALUATION_SEED
         self._accumulation = accumulation(recipe, world)
-        self._micro = recipe.batch.micro_pairs // captions
+        self._micro = micro_pairs(recipe, world) // captions
         self._global = recipe.batch.global_pairs // captions
         self._weights = [source.weight for source in data.train if self._training] or [1.0]
         assert len(self._weights) == len(datasets), "one data set a source, one alone in evaluation"
@@ -200,7 +200,7 @@ class Loader:
             self._stream,
             [RowReader(dataset, needs, recipe.data.open_shards) for dataset in self._datasets],
             self._studio,
-            Texts(self._tokenizer, recipe.model.text.max_length, swap=recipe.objectives.itm is not None),
+            Texts(self._tokenizer, recipe.model.text.max_length, swap=swaps_texts(recipe)),
             recipe.data.augment if self._training else None,
             recipe.objectives.spl.keep_area if recipe.objectives.spl is not None else 0.0,
             self.bad,
@@ -223,7 +223,7 @@ class Loader:
             yield builder.finish(before)
 
     def _plans(self, step: int) -> Iterator[Plan]:
-        swap = self._recipe.objectives.itm is not None
+        swap = swaps_texts(self._recipe)
         while self._training or step * self._global < self._groups:
             positions = np.arange(step * self._global, (step + 1) * self._global)
             real = self._global

@@ -137,7 +137,7 @@ def settings(recipe: Recipe, lengths: Lengths) -> dict[str, Any]:
         "processes": world,
         "threads": torch.get_num_threads(),
         "global_pairs": recipe.batch.global_pairs,
-        "micro_pairs": recipe.batch.micro_pairs,
+        "micro_pairs": recipes.micro_pairs(recipe, world),
         "accumulation": recipes.accumulation(recipe, world),
         "zero": recipe.engine.zero,
         "precision": recipe.engine.precision,

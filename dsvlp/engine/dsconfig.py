@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dsvlp.errors import RecipeError
-
-if TYPE_CHECKING:
-    from dsvlp.recipe import Recipe
+from dsvlp.recipe import Recipe, micro_pairs
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -185,19 +183,19 @@ def deepspeed_config(recipe: Recipe, *, accumulation: int, world: int) -> dict[s
     Raises:
         RecipeError: a wrong layout, or micro-batch x accumulation x world is not the global batch.
     """
-    batch = recipe.batch
-    if batch.micro_pairs * accumulation * world != batch.global_pairs:
+    batch, micro = recipe.batch, micro_pairs(recipe, world)
+    if micro * accumulation * world != batch.global_pairs:
         raise RecipeError(
-            f"batch.micro_pairs {batch.micro_pairs} x accumulation {accumulation} x {world} processes "
-            f"= {batch.micro_pairs * accumulation * world}",
+            f"a micro-batch of {micro} x accumulation {accumulation} x {world} processes "
+            f"= {micro * accumulation * world}",
             f"batch.global_pairs {batch.global_pairs}",
-            "Change the number of processes or batch.micro_pairs",
+            "Change the number of processes or the micro-batch",
         )
     layout = load_layout(recipe.engine.zero)
     config: dict[str, Any] = {
         **layout,
         "train_batch_size": batch.global_pairs,
-        "train_micro_batch_size_per_gpu": batch.micro_pairs,
+        "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
         # In stage 0 DeepSpeed clips without reporting the norm, so the engine does both itself.
         "gradient_clipping": recipe.optimizer.clip_norm if stage(layout) else 0.0,

@@ -118,6 +118,8 @@ class Step:
                 shown = Shown(batches[0], one, guesses)
         with self.timer.part("step"):
             result = self._engine.step(lr)
+            for module in self._system.objectives.values():
+                cast("Objective", module).after_step(result.finite)
         return StepOutput(sums, totals, metrics, stop_count, result.grad_norm, result.finite, shown)
 
     def prepare(self, batches: Iterable[Batch]) -> list[Prepared]:

@@ -36,6 +36,7 @@ class SVL(nn.Module):
 
     Attributes:
         width: D.
+        pooled_width: width of the pooled feature, D.
         stride: pixels of a grid cell's side.
         segmentation_stride: pixels of a side of SEGL's cells.
         map_width: channels of the finest image map.
@@ -67,7 +68,7 @@ class SVL(nn.Module):
         for part in (self.queries, self.cross, self.pooler):
             if part is not None:
                 initialise(part, sizes.width)
-        self.width = sizes.width
+        self.width = self.pooled_width = sizes.width
         self.stride = image.stride
         self.segmentation_stride = image.segmentation_stride
         self.map_width = image.map_width
@@ -117,6 +118,14 @@ class SVL(nn.Module):
     def encode_text(self, text_ids: Tensor, text_mask: Tensor) -> States:
         """Returns text states before fusion [T, L, D] of int64 ids and bool mask [T, L]."""
         return States(self.text(text_ids, text_mask), text_mask)
+
+    def finish_image(self, image: States) -> States:
+        """Returns the states as they are: the fusion stands on top of the whole tower."""
+        return image
+
+    def finish_text(self, text: States) -> States:
+        """Returns the states as they are: the fusion stands on top of the whole tower."""
+        return text
 
     def fuse(self, image: States, text: States) -> Encoded:
         """Returns fused states and the pooled feature [B, D] of B aligned rows of both."""

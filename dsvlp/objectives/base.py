@@ -5,7 +5,8 @@ A step has three phases (System drives them):
 1. `prepare(view) -> view, Targets`: corrupts a view of the batch, in recipe order. Pure in the
    batch's keys. Runs outside the model's forward, for all micro-batches of an optimizer step.
 2. the counts of all targets are summed over ranks and micro-batches by one all-reduce.
-3. `begin(passes, targets)` starts work that can overlap with later passes (SPL's matching);
+3. `begin(passes, targets)` asks for passes, so that those of all objectives run together, and starts
+   work that can overlap with later ones (SPL's matching); ITC's leaves `passes.similarity` there;
    `loss(passes, targets, begun) -> Loss` returns a sum and a count.
 
 What an objective needs of another is a typed field: `Batch.partner` and `Batch.matched` (ITM's
@@ -68,6 +69,15 @@ class Objective(nn.Module):
     def loss(self, passes: Passes, targets: Any, begun: Any = None) -> Loss:
         """Returns the summed loss of this micro-batch, its count and metrics."""
         raise NotImplementedError
+
+    def after_step(self, finite: Tensor) -> None:
+        """Moves what the objective remembers between steps (ITC's queue) once the weights have changed.
+
+        Every rank calls it after each training step.
+
+        Args:
+            finite: bool scalar on the device; False: the step changed nothing, nor may this.
+        """
 
     def constant(self, targets: Any) -> Tensor:
         """Returns sufficient statistics of the targets, float64, to be summed over a data set."""

@@ -42,7 +42,7 @@ class ITM(Objective):
     @classmethod
     def from_recipe(cls, table: Any, model_table: Any, model: Any, facts: Any) -> "ITM":
         """Returns the objective for a model of `model.width`."""
-        return cls(table.view, model.width)
+        return cls(table.view, model.pooled_width)
 
     def prepare(self, view: Batch) -> tuple[Batch, ITMTargets]:
         """Returns the view with one text a pair, the partner's where the pair is unmatched."""

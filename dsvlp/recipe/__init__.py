@@ -1,0 +1,226 @@
+"""What a recipe may say: one frozen class a table, with units, defaults and sources.
+
+A default stands here only where it holds for every system, or where the class belongs to one
+system and the specification of that system names it. `dsvlp recipes --keys` prints
+them all. Contradictions that can be seen without data are refused here, on the login node.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from dsvlp import catalog, config
+from dsvlp.config import Strict
+from dsvlp.errors import RecipeError
+from dsvlp.recipe.data import Augment, Data, Source, Synthetic
+from dsvlp.recipe.model import (
+    BERT,
+    BackboneFusion,
+    FIBERModel,
+    METERModel,
+    ResNet,
+    RoBERTa,
+    SVLModel,
+    Swin,
+    TopFusion,
+    Towers,
+    ViT,
+)
+from dsvlp.recipe.numbers import Decay, Positive, PositiveFloat, Seed, Share
+from dsvlp.recipe.objectives import ITC, ITM, MLM, SEGL, SPL, SSUL, Objectives
+
+__all__ = [
+    "BERT",
+    "ITC",
+    "ITM",
+    "MLM",
+    "SEGL",
+    "SPL",
+    "SSUL",
+    "Augment",
+    "BackboneFusion",
+    "BatchSize",
+    "Checkpoints",
+    "Data",
+    "Engine",
+    "FIBERModel",
+    "METERModel",
+    "Objectives",
+    "Optimizer",
+    "Recipe",
+    "ResNet",
+    "RoBERTa",
+    "SVLModel",
+    "Schedule",
+    "Source",
+    "Swin",
+    "Synthetic",
+    "TopFusion",
+    "Towers",
+    "ViT",
+    "Watch",
+    "accumulation",
+    "from_json",
+    "load",
+    "micro_pairs",
+    "swaps_texts",
+]
+
+
+class BatchSize(Strict):
+    """Pairs in an optimizer step and in a forward pass; accumulation and world size follow."""
+
+    global_pairs: Positive
+    micro_pairs: Positive | None = None
+    contrastive_pairs: Positive | None = Field(
+        None,
+        description="pairs gathered over all ranks for ITC; a rank's micro-batch is its share of them, "
+        "and micro_pairs is left out",
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> "BatchSize":
+        if (self.micro_pairs is None) == (self.contrastive_pairs is None):
+            raise ValueError("set micro_pairs, or contrastive_pairs in its place; one of the two")
+        return self
+
+
+class Optimizer(Strict):
+    """AdamW (SVL: specification, Data, augmentation, training)."""
+
+    lr: PositiveFloat
+    backbone_lr_factor: PositiveFloat = Field(
+        1.0, description="for the two towers when they start pretrained"
+    )
+    fusion_lr_factor: PositiveFloat = Field(
+        1.0, description="for the fusion between the towers; FIBER's code: 5"
+    )
+    head_lr_factor: PositiveFloat = Field(1.0, description="for the objectives' heads; FIBER's code: 5")
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    decay: Literal["matrices", "fiber"] = Field(
+        "matrices", description="fiber: gates, temperature and the image query's norm too, as FIBER's code"
+    )
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
+    eps: PositiveFloat = 1e-8
+    clip_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="0: no clipping")
+
+
+class Schedule(Strict):
+    """Learning rate as a pure function of the step."""
+
+    steps: Positive
+    warmup: Share = Field(0.05, description="share of the steps with a linear rise from 0")
+    decay: Literal["linear", "cosine", "constant"] = "linear"
+
+
+class Engine(Strict):
+    """How the step is laid out on the machine. Memory and communication stand in ds_configs/."""
+
+    zero: Literal["zero0", "zero1", "zero2", "zero3", "zero3_offload"] = "zero1"
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16: autocast with fp32 master weights")
+    share_prefixes: bool = Field(
+        True, description="what lies below the fusion runs once for all passes; false: once a pass"
+    )
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    max_skipped_steps: Positive = Field(10, description="non-finite steps in a row after which the run stops")
+    watchdog_seconds: PositiveFloat = Field(1800.0, description="a step longer than this ends the process")
+
+
+class Checkpoints(Strict):
+    """What is saved when. The newest, the best and the last are never deleted."""
+
+    every_steps: Positive = 1000
+    keep: Positive = Field(
+        2, description="newest checkpoints that stay; the best by validation stays beside them"
+    )
+
+
+class Watch(Strict):
+    """How often the run speaks."""
+
+    log_every_steps: Positive = 10
+    validate_every_steps: Annotated[int, Field(ge=0)] = Field(0, description="0: only at the end")
+    validation_pairs: Annotated[int, Field(ge=0)] = Field(0, description="0: the whole file")
+    pictures_every_steps: Annotated[int, Field(ge=0)] = Field(
+        0, description="grids and texts in TensorBoard; 0: never"
+    )
+
+
+class Recipe(Strict):
+    """A whole run: what `dsvlp train` reads and what stands in the run's `recipe.json`."""
+
+    description: str
+    seed: Seed = 0
+    model: Annotated[SVLModel | FIBERModel | METERModel, Field(discriminator="system")]
+    data: Data = Data()
+    objectives: Objectives
+    batch: BatchSize
+    optimizer: Optimizer
+    schedule: Schedule
+    engine: Engine = Engine()
+    checkpoint: Checkpoints = Checkpoints()
+    watch: Watch = Watch()
+
+    @model_validator(mode="after")
+    def _agreement(self) -> "Recipe":
+        for problem in catalog.problems(self):
+            raise ValueError(problem)
+        return self
+
+
+def load(name: str, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
+    """Returns the resolved recipe of a file or shipped name; raises `RecipeError`."""
+    return config.load(Recipe, name, overrides)
+
+
+def from_json(tables: dict[str, Any], where: str) -> Recipe:
+    """Returns the recipe of a run's or a checkpoint's `recipe.json`; raises `RecipeError`."""
+    return config.validate(Recipe, tables, where)
+
+
+def swaps_texts(recipe: Recipe) -> bool:
+    """Returns whether the loader brings each pair another image's text, for ITM."""
+    return recipe.objectives.itm is not None and recipe.objectives.itm.negatives == "loader"
+
+
+def micro_pairs(recipe: Recipe, world: int) -> int:
+    """Returns the pairs of a micro-batch on each of `world` processes.
+
+    Raises:
+        RecipeError: `contrastive_pairs` cannot be shared out; names the valid numbers of processes.
+    """
+    batch = recipe.batch
+    if batch.micro_pairs is not None:
+        return batch.micro_pairs
+    assert batch.contrastive_pairs is not None
+    share, rest = divmod(batch.contrastive_pairs, world)
+    captions = recipe.data.captions_per_image
+    if rest or share % captions:
+        images = batch.contrastive_pairs // captions
+        valid = [n for n in range(1, images + 1) if images % n == 0]
+        raise RecipeError(
+            f"batch.contrastive_pairs {batch.contrastive_pairs} cannot be shared by {world} processes in "
+            f"groups of {captions}",
+            f"one of {valid} processes",
+            "Change the number of processes or batch.contrastive_pairs",
+        )
+    return share
+
+
+def accumulation(recipe: Recipe, world: int) -> int:
+    """Returns the micro-batches an optimizer step takes on `world` processes.
+
+    Raises:
+        RecipeError: names the world sizes that divide the global batch.
+    """
+    size, micro = recipe.batch.global_pairs, micro_pairs(recipe, world)
+    if size % (micro * world):
+        valid = [n for n in range(1, size // micro + 1) if size % (micro * n) == 0]
+        raise RecipeError(
+            f"batch.global_pairs {size} is not a multiple of a micro-batch of {micro} x {world} processes",
+            f"one of {valid} processes" if len(valid) < 40 else "a divisor of global_pairs / micro_pairs",
+            "Change the number of processes or the micro-batch",
+        )
+    return size // (micro * world)

@@ -1,0 +1,63 @@
+"""The data's tables: sources, the synthetic world, augmentation, loading."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dsvlp.config import Strict
+from dsvlp.recipe.numbers import Positive, PositiveFloat, Seed, Share
+
+
+class Source(Strict):
+    """One data set of a mixture."""
+
+    path: str
+    weight: PositiveFloat = 1.0
+
+
+class Synthetic(Strict):
+    """The synthetic world that stands in where `data.train` is empty."""
+
+    images: Positive = 2000
+    seed: Seed = 0
+    image_size: Positive = 96
+    max_shapes: Annotated[int, Field(ge=1, le=4)] = 2
+
+
+class Augment(Strict):
+    """Training-time augmentation (SVL: description-aware flip, random resize and crop)."""
+
+    flip: bool = True
+    flip_text_words: bool = Field(
+        False, description="text words (sign, letters, reads ...) forbid a flip too"
+    )
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.2)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Augment":
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale {list(self.scale)} is not in ascending order")
+        return self
+
+
+class Data(Strict):
+    """Where samples come from, and how they become batches."""
+
+    train: list[Source] = []
+    validation: str | None = None
+    synthetic: Synthetic = Synthetic()
+    tokenizer: str | None = Field(
+        None, description="folder or hub name; None: the vocabulary beside the data"
+    )
+    captions_per_image: Positive = 1
+    augment: Augment = Augment()
+    decode: Literal["cpu"] = "cpu"
+    workers: Annotated[int, Field(ge=0)] = Field(
+        2, description="decoding threads a process; 0: in the loader's thread"
+    )
+    prefetch: Positive = Field(2, description="micro-batches made ahead")
+    open_shards: Positive = Field(4, description="rows are shuffled inside a window of this many shards")
+    max_bad_share: Share = Field(0.01, description="share of unreadable images past which the run stops")
+    timeout_seconds: PositiveFloat = 300.0
