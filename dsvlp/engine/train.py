@@ -114,14 +114,15 @@ class Trainer:
         self._skips = torch.zeros(2, device=self._engine.device)  # in a row, in all
         self._recent: deque[tuple[int, list[int]]] = deque(maxlen=recipe.engine.max_skipped_steps + 2)
         self._step = 0
-        self._saved_step = -1
+        self._saved_step = self._validated_step = -1
         self._best: dict[str, float] | None = None
         self._validation: dict[str, float] = {}
 
     def run(self) -> Outcome:
         """Trains from where the run stands to its last step, or until it is asked to stop.
 
-        A stop saves at once: a validation or picture due at the same step is left out.
+        A stop saves at once: a picture due at the same step is left out, a validation is made up for by
+        the attempt that goes on.
         """
         self._resume()
         watch, steps = self._recipe.watch, self._recipe.schedule.steps
@@ -132,6 +133,8 @@ class Trainer:
         self._watch = Watch(
             self._recipe, self._folder.path, self._step, self._clock, self._data.facts, self._engine.device
         )
+        if self._step and self._due(watch.validate_every_steps) and self._validated_step != self._step:
+            self._validate()
         while self._step < steps:
             with self._clock.phase("train"):
                 output = self._take_step()
@@ -213,6 +216,7 @@ class Trainer:
 
     def _validate(self) -> None:
         """Measures the validation data, and saves where the total loss is the lowest so far."""
+        self._validated_step = self._step
         if not self._data.has_validation:
             return
         with self._clock.phase("validate"), self._timer.paused():
@@ -253,6 +257,7 @@ class Trainer:
             "skipped_in_row": in_row,
             "skipped": in_all,
             "best": self._best,
+            "validated_step": self._validated_step,
             "versions": versions(),
             "world": dist.world_size(),
         }
@@ -272,6 +277,7 @@ class Trainer:
         self._skips = torch.tensor([state["skipped_in_row"], state["skipped"]], device=self._engine.device)
         self._step = self._saved_step = state["step"]
         self._best = state["best"]
+        self._validated_step = state["validated_step"]
         self._folder.reached(self._step)
         changed = config.differences(state["versions"], versions())
         if changed:
@@ -283,7 +289,7 @@ class Trainer:
         self._folder.reached(self._step)
         if stopped:
             log.info("asked to stop (%s): saving step %d", self._stop.received or "another rank", self._step)
-        elif self._validation_is_old():
+        elif self._validated_step != self._step:
             self._validate()
         self._save()
         self._watchdog.progress("waiting for the last checkpoint")
@@ -297,7 +303,3 @@ class Trainer:
         self._store.close()
         self._watch.close({} if stopped else self._validation)
         return Outcome(self._step, stopped, self._validation)
-
-    def _validation_is_old(self) -> bool:
-        every = self._recipe.watch.validate_every_steps
-        return not self._validation or every == 0 or self._step % every != 0
