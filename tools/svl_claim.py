@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """SVL's own claim in small: validation ITM loss at equal steps, without and with each visual loss.
 
-Trains `tiny_svl` on synthetic scenes once a seed and variant (none, SSUL, SEGL, SPL; equal data
-order, equal initial weights of the shared parts, equal steps), and prints the mean and the spread
+Trains `tiny_svl` on synthetic scenes once a seed and variant (none, SSUL, SEGL, SPL; equal data, order
+and steps; SPL's queries change the draw of the other initial weights, the heads of SSUL and SEGL do
+not), and prints the mean and the spread
 over seeds of the ITM loss on held-out scenes, with the curves as a picture. The paper's order by its
 Table II is none < SPL36 < SPL100 ~ SSUL < SEGL (better to the right); what comes out is printed.
 
