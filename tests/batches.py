@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dsvlp import recipe
-from dsvlp.types import Batch, DataFacts, LabelTable
+from dsvlp.types import Batch, DataFacts, Fetched, LabelTable
 
 PAD, CLS, SEP, MASK, FIRST_WORD = 0, 1, 2, 3, 5
 SHAPES = LabelTable("shapes", (3, 7, 11, 12), ("circle", "square", "triangle", "star"), ignore=0)
@@ -80,6 +80,24 @@ def make_batch(
     )
 
 
+def make_fetched(
+    count: int, image_size: int = 32, length: int = 10, vocabulary: int = 40, seed: int = 0
+) -> Fetched:
+    """Returns random images and texts as the fetcher would bring them, of rows and samples from 1000 on."""
+    draw = torch.Generator().manual_seed(seed + 1)
+    numbers = torch.arange(2 * count).view(count, 2) + 1000
+    captions, caption_mask, _ = _texts(count, length, vocabulary, draw)
+    return Fetched(
+        torch.randn(count, 3, image_size, image_size, generator=draw),
+        *_texts(count, length, vocabulary, draw),
+        captions,
+        caption_mask,
+        numbers,
+        numbers,
+        torch.arange(count),
+    )
+
+
 def _texts(
     count: int, length: int, vocabulary: int, draw: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -133,3 +151,33 @@ def make_recipe(*overrides: str, objectives: tuple[str, ...] = ("itm", "mlm", "s
     ssul = ["objectives.ssul.cell=8"] if "ssul" in objectives else []
     spl = ["model.visual_queries=4"] if "spl" in objectives else []
     return recipe.load("tiny_svl", [*sizes, *dropped, *chosen, *ssul, *spl, *overrides])
+
+
+def make_fiber_recipe(*overrides: str) -> recipe.Recipe:
+    """Returns `tiny_fiber` made smaller still (64 pixels, width 32): ITC, ITM with hard negatives, MLM."""
+    sizes = (
+        "model.image_size=64",
+        "model.image.width=16",
+        "model.image.heads=[1, 2, 2, 4]",
+        "model.image.depths=[1, 1, 2, 2]",
+        "model.text.width=32",
+        "model.text.heads=2",
+        "model.text.layers=4",
+        "model.text.feed_forward=64",
+        "model.text.vocabulary=40",
+        "model.text.positions=16",
+        "model.text.max_length=10",
+        "model.fusion.plan=[[3, 1, 1], [4, 0, 2], [4, 1, 3]]",
+        "batch.global_pairs=8",
+        "batch.micro_pairs=8",
+    )
+    return recipe.load("tiny_fiber", [*sizes, *overrides])
+
+
+def make_meter_recipe(*overrides: str) -> recipe.Recipe:
+    """Returns the tiny FIBER's towers and objectives with two co-attention layers on top in its place."""
+    tables = make_fiber_recipe(*overrides).model_dump(mode="json")
+    tables["model"]["system"] = "meter"
+    tables["model"]["fusion"] = {"layers": 2, "heads": 2, "feed_forward": 64, "dropout": 0.0}
+    del tables["model"]["captioning"]
+    return recipe.from_json(tables, "test")

@@ -15,18 +15,24 @@ NORM_EPS = 1e-12  # BERT's and LXMERT's
 
 
 class Attention(nn.Module):
-    """Multi-head attention of one sequence over another, without its output projection."""
+    """Multi-head attention of one sequence over another, without its output projection.
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    Args:
+        width, heads: of the attending sequence, and of the result.
+        dropout: of the attention's probabilities.
+        context_width: of the sequence that is read; None: the same width.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float, context_width: int | None = None) -> None:
         super().__init__()
         self.heads = heads
         self.dropout = dropout
         self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
+        self.key = nn.Linear(context_width or width, width)
+        self.value = nn.Linear(context_width or width, width)
 
     def forward(self, states: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
-        """Returns [B, N, D] for states [B, N, D] over context [B, M, D]; mask bool [B, M] or None."""
+        """Returns [B, N, D] for states [B, N, D] over context [B, M, D']; mask bool [B, M] or None."""
         mixed = F.scaled_dot_product_attention(
             self._split(self.query(states)),
             self._split(self.key(context)),

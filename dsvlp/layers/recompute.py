@@ -36,9 +36,10 @@ def run_block(block: Any, index: int, mode: Mode, *inputs: Any) -> Any:
 
 
 @contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
+def _statistics_kept(block: Any) -> Iterator[None]:
     """Keeps BatchNorm from counting a batch twice: recomputation must not update its statistics."""
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    modules = block.modules() if isinstance(block, nn.Module) else ()  # a function has none of its own
+    norms = [m for m in modules if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None

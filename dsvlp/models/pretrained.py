@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import timm
+from timm.layers.pos_embed_rel import resize_rel_pos_bias_table_simple
 from timm.models import load_state_dict
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, PretrainedConfig, RobertaConfig, RobertaModel
 
 from dsvlp.errors import RecipeError
 from dsvlp.layers.positions import resample
@@ -23,8 +25,10 @@ from dsvlp.layers.positions import resample
 log = logging.getLogger(__name__)
 
 RESNET_UNUSED = (r"fc\.",)
+SWIN_UNUSED = (r"head\.", r".*\.attn_mask$", r".*\.relative_position_index$")
 VIT_UNUSED = (r"head\.", r"cls_token$", r"pre_logits\.")
 BERT_UNUSED = (r"(bert\.)?pooler\.", r"cls\.", r"(bert\.)?embeddings\.position_ids$")
+ROBERTA_UNUSED = (r"(roberta\.)?pooler\.", r"lm_head\.", r"(roberta\.)?embeddings\.position_ids$")
 BERT_SIZES = (
     "vocab_size",
     "hidden_size",
@@ -33,8 +37,11 @@ BERT_SIZES = (
     "max_position_embeddings",
     "hidden_act",
 )
+ROBERTA_SIZES = (*BERT_SIZES, "type_vocab_size", "pad_token_id", "layer_norm_eps")
+TABLE = "relative_position_bias_table"
 
 B = TypeVar("B", bound=BertModel)
+R = TypeVar("R", bound=RobertaModel)
 
 
 def load_vit(tower: VisionTransformer, weights: str) -> None:
@@ -60,6 +67,46 @@ def load_resnet(trunk: nn.Module, weights: str) -> None:
     fill(trunk, published(weights), weights, RESNET_UNUSED)
 
 
+def load_swin(tower: SwinTransformer, weights: str) -> None:
+    """Fills a Swin tower from a timm checkpoint (name or file), all but its classifier.
+
+    Tables of relative positions are resized to the tower's windows. Files in the form of Swin's own
+    code, with the merging at the end of a stage, are read too.
+
+    Raises:
+        RecipeError: the checkpoint cannot be read, or its keys or shapes do not fit.
+    """
+    state = published(weights)
+    if "layers.0.downsample.reduction.weight" in state:
+        state = {re.sub(r"^layers\.(\d+)\.downsample", _next_stage, key): state[key] for key in state}
+    fill(tower, resize_tables(state, tower.state_dict()), weights, SWIN_UNUSED)
+
+
+def resize_tables(state: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a state whose tables of relative positions have the sizes they have in `like`.
+
+    Bicubic over the offsets of the window, (2 w - 1)^2 for windows of w, as FIBER's code (FIBER, 1.1).
+    Other entries, and tables of other heads, are left as they are.
+    """
+    out = dict(state)
+    for name, table in state.items():
+        if name.endswith(TABLE) and name in like and like[name].shape[1:] == table.shape[1:]:
+            window = (round(len(like[name]) ** 0.5) + 1) // 2
+            out[name] = resize_rel_pos_bias_table_simple(table, (window, window), like[name].shape)
+    return out
+
+
+def load_roberta(tower: type[R], config: RobertaConfig, weights: str) -> R:
+    """Returns a RoBERTa tower of the recipe's sizes from a published one (hub name or folder).
+
+    Left out: the pooler, the language-model head, and the layers beyond the tower's own.
+
+    Raises:
+        RecipeError: the weights cannot be read, or their sizes or keys do not fit.
+    """
+    return _load_text(tower, config, weights, "roberta", ROBERTA_UNUSED, ROBERTA_SIZES)
+
+
 def load_bert(tower: type[B], config: BertConfig, weights: str) -> B:
     """Returns a BERT tower of the recipe's sizes from a published one (hub name or folder).
 
@@ -68,20 +115,7 @@ def load_bert(tower: type[B], config: BertConfig, weights: str) -> B:
     Raises:
         RecipeError: the weights cannot be read, or their sizes or keys do not fit.
     """
-    try:
-        theirs = BertConfig.from_pretrained(weights)
-        _same_sizes(theirs, config, weights)
-        loaded: Any = tower.from_pretrained(weights, config=config, output_loading_info=True)
-    except OSError as error:
-        raise _unreadable("model.text.weights", weights, error) from error
-    model, report = loaded
-    layers = range(config.num_hidden_layers, theirs.num_hidden_layers)
-    unused = (*BERT_UNUSED, *(rf"(bert\.)?encoder\.layer\.{n}\." for n in layers))
-    strange = sorted(k for k in report["unexpected_keys"] if not _matches(k, unused))
-    _complete(weights, sorted(report["missing_keys"]), strange)
-    log.info("text tower: %d of %d layers of %s", config.num_hidden_layers, theirs.num_hidden_layers, weights)
-    model.train()
-    return model
+    return _load_text(tower, config, weights, "bert", BERT_UNUSED, BERT_SIZES)
 
 
 def published(weights: str) -> dict[str, Tensor]:
@@ -122,6 +156,40 @@ def fill(module: nn.Module, state: dict[str, Tensor], weights: str, unused: tupl
     log.info("%s: %d tensors of %s, left out on purpose: %s", type(module).__name__, len(own), weights, left)
 
 
+def _load_text(
+    tower: Any,
+    config: PretrainedConfig,
+    weights: str,
+    prefix: str,
+    left: tuple[str, ...],
+    sizes: tuple[str, ...],
+) -> Any:
+    """Returns a text tower from its published weights.
+
+    Args:
+        prefix: what the published names may start with.
+        left: patterns of keys that are left out.
+        sizes: keys of the configuration that must agree.
+    """
+    try:
+        theirs = type(config).from_pretrained(weights)
+        _same_sizes(theirs, config, sizes, weights)
+        model, report = tower.from_pretrained(weights, config=config, output_loading_info=True)
+    except OSError as error:
+        raise _unreadable("model.text.weights", weights, error) from error
+    layers = range(config.num_hidden_layers, theirs.num_hidden_layers)
+    unused = (*left, *(rf"({prefix}\.)?encoder\.layer\.{n}\." for n in layers))
+    strange = sorted(k for k in report["unexpected_keys"] if not _matches(k, unused))
+    _complete(weights, sorted(report["missing_keys"]), strange)
+    log.info("text tower: %d of %d layers of %s", config.num_hidden_layers, theirs.num_hidden_layers, weights)
+    model.train()
+    return model
+
+
+def _next_stage(match: re.Match[str]) -> str:
+    return f"layers.{int(match[1]) + 1}.downsample"
+
+
 def _grid_positions(state: dict[str, Tensor], tower: VisionTransformer) -> Tensor:
     table = state["pos_embed"]
     if "cls_token" in state:
@@ -149,10 +217,12 @@ def _complete(weights: str, missing: list[str], strange: list[str]) -> None:
         )
 
 
-def _same_sizes(theirs: BertConfig, ours: BertConfig, weights: str) -> None:
+def _same_sizes(
+    theirs: PretrainedConfig, ours: PretrainedConfig, sizes: tuple[str, ...], weights: str
+) -> None:
     wrong = [
         f"{key} {getattr(theirs, key)!r}, the recipe's {getattr(ours, key)!r}"
-        for key in BERT_SIZES
+        for key in sizes
         if getattr(theirs, key) != getattr(ours, key)
     ]
     if theirs.num_hidden_layers < ours.num_hidden_layers:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dsvlp.layers.attention import initialise
 from dsvlp.layers.cross_modality import CrossModalityLayer
+from dsvlp.layers.poolers import Pooler
 from dsvlp.layers.queries import QueryDecoder
 from dsvlp.layers.recompute import Mode, run_block
 from dsvlp.models.bert import BERTTower
@@ -19,24 +20,13 @@ from dsvlp.recipe import SVLModel, ViT
 from dsvlp.types import Encoded, States
 
 
-class Pooler(nn.Module):
-    """The joint feature of a pair: the language branch's [CLS] through a tanh layer (S7)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.dense = nn.Linear(width, width)
-
-    def forward(self, text: Tensor) -> Tensor:
-        """Returns [B, D] of fused text states [B, L, D]."""
-        return torch.tanh(self.dense(text[:, 0]))
-
-
 class SVL(nn.Module):
     """Two streams that meet in cross-modality layers. All sizes come from the recipe.
 
     Attributes:
         width: D.
         pooled_width: width of the pooled feature, D.
+        image_width, text_width: width of the two towers' states, D.
         stride: pixels of a grid cell's side.
         segmentation_stride: pixels of a side of SEGL's cells.
         map_width: channels of the finest image map.
@@ -68,7 +58,7 @@ class SVL(nn.Module):
         for part in (self.queries, self.cross, self.pooler):
             if part is not None:
                 initialise(part, sizes.width)
-        self.width = self.pooled_width = sizes.width
+        self.width = self.pooled_width = self.image_width = self.text_width = sizes.width
         self.stride = image.stride
         self.segmentation_stride = image.segmentation_stride
         self.map_width = image.map_width
@@ -128,11 +118,14 @@ class SVL(nn.Module):
         return text
 
     def fuse(self, image: States, text: States) -> Encoded:
-        """Returns fused states and the pooled feature [B, D] of B aligned rows of both."""
+        """Returns fused states and the pooled feature [B, D] of B aligned rows of both.
+
+        The feature is the language branch's [CLS] through a tanh layer (S7).
+        """
         words, cells = text.tokens, image.tokens
         for index, layer in enumerate(self.cross):
             words, cells = run_block(layer, index, self.checkpointing, words, cells, text.mask)
-        return Encoded(States(cells, image.mask), States(words, text.mask), self.pooler(words))
+        return Encoded(States(cells, image.mask), States(words, text.mask), self.pooler(words[:, 0]))
 
     @torch.no_grad()
     def cross_attention(self, image: States, text: States) -> Tensor:

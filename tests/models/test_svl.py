@@ -8,7 +8,7 @@ from dsvlp import catalog, config, system
 from dsvlp.models.svl import SVL
 from dsvlp.recipe import SVLModel
 from dsvlp.types import States
-from tests.batches import make_batch, make_facts, make_recipe
+from tests.batches import make_batch, make_facts, make_fiber_recipe, make_meter_recipe, make_recipe
 
 TEXT = {"layers": 9, "width": 768, "heads": 12, "feed_forward": 3072}
 VIT = {"kind": "vit", "layers": 9, "patch_size": 32, "width": 768, "heads": 12}
@@ -65,15 +65,26 @@ def test_full_size_shapes_are_the_papers() -> None:
     assert larger.tokens.shape == (1, 324, 768)
 
 
+RECIPES = {
+    "svl": lambda: make_recipe(objectives=("itm", "mlm", "ssul", "segl", "spl")),
+    "fiber": make_fiber_recipe,
+    "meter": make_meter_recipe,
+}
+
+
 @pytest.mark.parametrize("name", sorted(catalog.SYSTEMS))
 def test_every_system_and_objective_of_the_catalog_builds_tiny(name: str) -> None:
-    assert name == "svl"  # a new system needs a recipe of its own here
-    built = system.build(make_recipe(objectives=tuple(catalog.OBJECTIVES)), make_facts())
+    made = RECIPES[name]()
+    built = system.build(made, make_facts())
     assert isinstance(built.model, catalog.SYSTEMS[name].load())
-    for objective in catalog.OBJECTIVES:
+    for objective in made.objectives.enabled():
         found = built.objectives[objective]
         assert type(found) is catalog.OBJECTIVES[objective].load()
         assert found.name == objective
+
+
+def test_every_objective_of_the_catalog_is_in_a_tiny_recipe() -> None:
+    assert set().union(*(made().objectives.enabled() for made in RECIPES.values())) == set(catalog.OBJECTIVES)
 
 
 def test_two_models_of_different_sizes_coexist() -> None:

@@ -1,4 +1,4 @@
-"""One rank: trains a small SVL under a ZeRO stage; rank 0 writes the losses. `zero_worker.py THEME FILE`."""
+"""One rank: trains a small system under two ZeRO stages; rank 0 writes the losses: `THEME FILE`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 
 from dsvlp import dist
 from dsvlp.engine.zero import Engine
+from dsvlp.recipe import Recipe
 from dsvlp.system import TrainRequest, build
-from tests.batches import make_batch, make_facts, make_recipe, take_pairs
+from tests.batches import make_batch, make_facts, make_fiber_recipe, make_recipe, take_pairs
 
 # Wide enough that ZeRO-3 partitions the matrices and does not keep them as small.
-SIZES = (
+SVL = (
     "model.image.width=320",
     "model.text.width=320",
     "model.text.vocabulary=400",
@@ -22,12 +23,31 @@ SIZES = (
     "batch.micro_pairs=4",
     "engine.precision=fp32",
 )
-OBJECTIVES = ("itm", "mlm", "segl", "ssul", "spl")
+FIBER = (
+    "model.image_size=32",
+    "model.image.width=160",
+    "model.image.depths=[1, 2]",
+    "model.image.heads=[4, 8]",
+    "model.text.width=320",
+    "model.text.layers=2",
+    "model.text.vocabulary=400",
+    "model.text.feed_forward=640",
+    "model.fusion.plan=[[2, 0, 0], [2, 1, 1]]",
+    "batch.micro_pairs=4",
+    "engine.precision=fp32",
+)
 
 
-def train(zero: str, checkpointing: str) -> list[dict[str, float]]:
+def recipe_of(theme: str, zero: str) -> Recipe:
+    """Returns a small system's recipe: "svl" or "fiber"."""
+    if theme == "fiber":
+        return make_fiber_recipe(f"engine.zero={zero}", *FIBER)
+    return make_recipe(f"engine.zero={zero}", *SVL, objectives=("itm", "mlm", "segl", "ssul", "spl"))
+
+
+def train(theme: str, zero: str, checkpointing: str) -> list[dict[str, float]]:
     """Returns the normalised losses of four steps, summed over ranks."""
-    recipe = make_recipe(f"engine.zero={zero}", *SIZES, objectives=OBJECTIVES)
+    recipe = recipe_of(theme, zero)
     system = build(recipe, make_facts())
     system.model.set_activation_checkpointing(checkpointing)
     engine = Engine(system, recipe, accumulation=1)
@@ -50,6 +70,6 @@ def train(zero: str, checkpointing: str) -> list[dict[str, float]]:
 
 if __name__ == "__main__":
     runs = (("zero1", "none"), ("zero3", "full"))
-    results = {f"{zero} {mode}": train(zero, mode) for zero, mode in runs}
+    results = {f"{zero} {mode}": train(sys.argv[1], zero, mode) for zero, mode in runs}
     if dist.rank() == 0:
         Path(sys.argv[2]).write_text(json.dumps(results))
