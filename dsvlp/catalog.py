@@ -151,6 +151,12 @@ def _batch_problems(recipe: Recipe) -> list[str]:
     itc, itm = recipe.objectives.itc, recipe.objectives.itm
     if itc is not None and size < 2 * captions and not itc.queue:
         out.append(f"objectives.itc contrasts a batch of one image with nothing; raise batch.{key} {size}")
+    if itc is not None:
+        out += [
+            f"objectives.itc contrasts true pairs, but objectives.{name} changes its view {itc.view!r}; give "
+            f"objectives.itc.view another name, e.g. 'clean'"
+            for name in _editors(recipe, itc.view)
+        ]
     if itm is None:
         return out
     if itm.negatives == "loader" and batch.global_pairs < 2 * captions:
@@ -165,6 +171,14 @@ def _batch_problems(recipe: Recipe) -> list[str]:
     if itm.negatives == "queue" and (itc is None or not itc.queue):
         out.append("objectives.itm.negatives = 'queue' needs a queue; set objectives.itc.queue, e.g. to 4096")
     return out
+
+
+def _editors(recipe: Recipe, view: str) -> list[str]:
+    """Returns the objectives that change images or texts of a view."""
+    tables = recipe.objectives
+    itm = tables.itm if tables.itm is not None and tables.itm.negatives == "loader" else None
+    editors = {"itm": itm, "mlm": tables.mlm, "ssul": tables.ssul}
+    return [name for name, table in editors.items() if table is not None and table.view == view]
 
 
 def _remedy(need: str) -> str:

@@ -68,7 +68,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        summed = all_reduce_sum(gradients[0].contiguous())
+        # A copy: autograd may hand the same gradient to another function, and the sum is made in place.
+        summed = all_reduce_sum(gradients[0].clone(memory_format=torch.contiguous_format))
         return summed[rank() * context.rows : (rank() + 1) * context.rows]
 
 

@@ -10,21 +10,22 @@ view and a `masked` view whose images are the same tensor (FIBER's shared prefix
 encoder once where only the image was masked. With `share = False` each pass encodes its own inputs,
 as the papers' code does; without dropout both give the same losses and gradients.
 
-Legend: I images, T texts, P pairs of a view, B asked pairs, N image tokens, L text tokens, D width.
+Legend: I images, T texts, P pairs of a view, B asked pairs, F fetched images and texts, Q places of
+ITC's queue, N image tokens, L text tokens, D width.
 Floor 1: knows no model and no loss.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dsvlp import dist
-from dsvlp.types import Batch, Encoded, States
+from dsvlp.types import Batch, Encoded, Fetched, States
 
 
 class Encoder(Protocol):
@@ -51,26 +52,53 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
-class Similarity:
-    """ITC's similarities, detached: what ITM's hard negatives are drawn by.
-
-    Column k of the first `len(pairs)` is pair k of the (gathered) batch, later ones are the queue's.
+class Past:
+    """ITC's queue as a micro-batch sees it, detached: what the next step's negatives are fetched by.
 
     Attributes:
-        image_to_text: float32 [P, K] logits (temperature applied) of each pair's image with K texts; minus
-            infinity at texts of the same image, the pair's own among them.
-        text_to_image: float32 [P, K], the same of each pair's text with K images.
-        pairs: int64 [P or world x P, 2] (image row, text row) of the columns, rows as `Passes.ask` numbers
-            them; with `gathered`, through all ranks.
-        gathered: whether the columns are of all ranks.
-        own: column of this rank's first pair.
+        image_to_text, text_to_image: float32 [P, Q] logits with Q past pairs; minus infinity where ITC leaves
+            a pair out.
+        rows, samples: int64 [Q] image rows and samples in the data set, negative where there is no pair.
+        image, text: float32 [Q, D] their unit vectors.
+        own_image, own_text: float32 [P, D] the micro-batch's.
+        temperature: float32 scalar that divides similarities.
     """
 
     image_to_text: Tensor
     text_to_image: Tensor
-    pairs: Tensor
-    gathered: bool
-    own: int
+    rows: Tensor
+    samples: Tensor
+    image: Tensor
+    text: Tensor
+    own_image: Tensor
+    own_text: Tensor
+    temperature: Tensor
+
+    def logits(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns float32 [P, F], (image to text, text to image), with unit vectors [F, D] of others."""
+        with torch.autocast(image.device.type, enabled=False):
+            return self.own_image @ text.T / self.temperature, self.own_text @ image.T / self.temperature
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """ITC's similarities, detached: what ITM's hard negatives are drawn by.
+
+    The columns are the pairs of the contrastive batch in the order of the global batch: this rank's, or
+    those of all ranks.
+
+    Attributes:
+        image_to_text: float32 [P, K] logits (temperature applied) of each pair's image with K texts; minus
+            infinity where ITC leaves a text out: at weight 0, and at other texts of the same image.
+        text_to_image: float32 [P, K], the same of each pair's text with K images.
+        first: column of this rank's first pair.
+        past: the queue's pairs, in training where there is a queue.
+    """
+
+    image_to_text: Tensor
+    text_to_image: Tensor
+    first: int
+    past: Past | None = None
 
 
 class Fused:
@@ -144,6 +172,7 @@ class Passes:
         Args:
             view: whose images and texts are meant.
             pairs: int64 [B, 2] (image row, text row); None: the view's own pairs, run once for all askers.
+                Rows behind the view's own are those of what was fetched for it.
             gathered: rows number the images and texts of all ranks, rank by rank. Every rank must ask.
         """
         if pairs is None:
@@ -160,7 +189,11 @@ class Passes:
             image, text = self.image(view), self.text(view)
             if gathered:
                 image, text = (self._of_all_ranks(view, part) for part in ("image", "text"))
+            elif batch.fetched is not None and not own:
+                past = self._fetched(view, batch.fetched)
+                image, text = joined([image, past[0]]), joined([text, past[1]])
             return select(image, pairs[:, 0]), select(text, pairs[:, 1])
+        batch = with_fetched(batch)
         images, masks, ids, text_masks = batch.images, batch.image_mask, batch.text_ids, batch.text_mask
         if gathered:
             images, ids, text_masks = (dist.all_gather(t).flatten(0, 1) for t in (images, ids, text_masks))
@@ -168,6 +201,11 @@ class Passes:
         rows, columns = pairs.unbind(1)
         image = self._model.encode_image(images[rows], None if masks is None else masks[rows])
         return image, self._model.encode_text(ids[columns], text_masks[columns])
+
+    def _fetched(self, view: str, past: Fetched) -> tuple[States, States]:
+        """Returns the prefixes of what was fetched for a view: [F, N, D] and [F, L, D]."""
+        image = self._remembered(view, past.images, None, self._model.encode_image)
+        return image, self._remembered(view, past.text_ids, past.text_mask, self._model.encode_text)
 
     def _of_all_ranks(self, view: str, part: str) -> States:
         """Returns the prefixes of all ranks, with their gradient: [world x I, N, D]. Every rank must call."""
@@ -209,6 +247,21 @@ class Passes:
 def select(states: States, rows: Tensor) -> States:
     """Returns the states of the given rows; maps stay with the images and are not repeated."""
     return States(states.tokens[rows], states.mask[rows])
+
+
+def with_fetched(view: Batch) -> Batch:
+    """Returns a view whose images and texts go on with what was fetched for it: `Passes.ask` counts so."""
+    past = view.fetched
+    if past is None:
+        return view
+    assert view.image_mask is None, "what is fetched is not padded"
+    return replace(
+        view,
+        images=torch.cat((view.images, past.images)),
+        text_ids=torch.cat((view.text_ids, past.text_ids)),
+        text_mask=torch.cat((view.text_mask, past.text_mask)),
+        special_mask=torch.cat((view.special_mask, past.special_mask)),
+    )
 
 
 def joined(parts: list[States]) -> States:

@@ -25,6 +25,7 @@ from dsvlp import catalog
 from dsvlp.errors import RecipeError
 from dsvlp.objectives.base import Objective, Targets
 from dsvlp.passes import Encoder, Passes
+from dsvlp.recipe import RoBERTa
 from dsvlp.types import Batch, DataFacts, Encoded, Loss, States
 
 if TYPE_CHECKING:
@@ -157,6 +158,13 @@ def build(recipe: Recipe, facts: DataFacts) -> System:
             "a model vocabulary at least as large as the tokenizer's",
             f"Set model.text.vocabulary={facts.vocabulary} or choose another data.tokenizer",
         )
+    text = recipe.model.text
+    if isinstance(text, RoBERTa) and text.padding_id != facts.pad_id:
+        raise RecipeError(
+            f"the tokenizer pads with id {facts.pad_id}, model.text.padding_id is {text.padding_id}",
+            "one padding id: a RoBERTa counts its positions by it",
+            f"Set model.text.padding_id={facts.pad_id} or choose another data.tokenizer",
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = catalog.SYSTEMS[recipe.model.system].load().from_recipe(recipe.model)
@@ -165,4 +173,6 @@ def build(recipe: Recipe, facts: DataFacts) -> System:
             name: catalog.OBJECTIVES[name].load().from_recipe(table, recipe.model, model, facts)
             for name, table in recipe.objectives.enabled().items()
         }
+        for objective in objectives.values():
+            objective.told(recipe.batch)
     return System(model, objectives, recipe.engine.share_prefixes)

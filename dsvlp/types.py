@@ -5,8 +5,8 @@ Masks are True for what counts. Floor 0: torch is named for types only, never im
 
 How the systems and tasks to come use `Batch` (nothing here is particular to SVL):
 
-* **FIBER** reads the same batch through two views (`clean`, `masked`); its hard negatives append
-  (image, text) rows to `pairs`; a fetched pool of negatives is more `images` and `texts`.
+* **FIBER** reads the same batch through two views (`clean`, `masked`); its hard negatives are more
+  (image, text) rows, of the batch and of what was `fetched` for it.
 * **Pixel-BERT** batches are padded: `image_mask` says which pixels are picture.
 * **SemVLP** has `features` in place of `images`; `image_mask` is then over objects.
 * **VQA, GQA**: `texts` are questions, `labels` [P, answers] soft targets. **VCR**: four `pairs` that
@@ -82,6 +82,39 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Fetched:
+    """Images and texts of F past pairs, brought again for a micro-batch as possible negatives.
+
+    An image and the text in the same place have nothing to do with each other. A place may be empty: then
+    its rows are -1, its image is grey and its text has no word.
+
+    Attributes:
+        images: float32 [F, 3, H, W], augmented and normalised as a batch's.
+        text_ids, text_mask, special_mask: [F, L], as a batch's.
+        caption_ids, caption_mask: [F, L], the images' own texts, by which false negatives are known; no
+            tower reads them.
+        rows: int64 [F, 2] image rows in the data set: the image's, and that of the text's image.
+        samples: int64 [F, 2] samples in the data set, the image's and the text's; -1 where none is named.
+        places: int64 [F] places in the pool of the global batch.
+    """
+
+    images: "Tensor"
+    text_ids: "Tensor"
+    text_mask: "Tensor"
+    special_mask: "Tensor"
+    caption_ids: "Tensor"
+    caption_mask: "Tensor"
+    rows: "Tensor"
+    samples: "Tensor"
+    places: "Tensor"
+
+    def to(self, device: "torch.device", non_blocking: bool = False) -> "Fetched":
+        """Returns the same with every tensor on `device`."""
+        moved = (getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self))
+        return Fetched(*moved)
+
+
+@dataclass(frozen=True)
 class Batch:
     """One micro-batch on the device. Every tensor's first size is I, T or P.
 
@@ -108,6 +141,7 @@ class Batch:
         samples: int64 [P] ids in the data set's sample index: names for messages and scores, never
             used in arithmetic.
         rows: int64 [I] image rows in the data set.
+        fetched: past pairs' images and texts, for ITM's negatives; None where no objective asks.
     """
 
     images: "Tensor"
@@ -128,6 +162,7 @@ class Batch:
     labels: "Tensor | None" = None
     samples: "Tensor | None" = None
     rows: "Tensor | None" = None
+    fetched: "Fetched | None" = None
 
     def to(self, device: "torch.device") -> "Batch":
         """Returns the batch with every tensor on `device`; the copy does not wait for the host."""
@@ -179,12 +214,16 @@ class Loss:
         metrics: name -> (sum, count), detached float32 scalars.
         predictions: detached predicted classes in the layout of the targets, for pictures and texts; None
             where there is nothing to show.
+        drawn: int64 [N, 2] (image row, text row) of the mismatched pairs that the objective drew itself, as
+            `Passes.ask` numbers them, for pictures; None where it drew none. They are the last N of
+            `predictions`.
     """
 
     sum: "Tensor"
     count: "Tensor"
     metrics: dict[str, tuple["Tensor", "Tensor"]] = field(default_factory=dict)
     predictions: "Tensor | None" = None
+    drawn: "Tensor | None" = None
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,16 @@ reads it there, and the host never waits.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.adamw import adamw
+
+from dsvlp.objectives.itc import TEMPERATURE_BOUNDS
 
 if TYPE_CHECKING:
     from dsvlp.recipe import Recipe
@@ -26,48 +29,81 @@ if TYPE_CHECKING:
 # Algorithm -> names of its per-element state, in the order of the checkpoint.
 MOMENTS: dict[str, tuple[str, ...]] = {"adamw": ("exp_avg", "exp_avg_sq")}
 
+Part = Literal["tower", "fusion", "head", "temperature"]
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, _NormBase)
 
-# Modules of the model that start from published weights (`optimizer.backbone_lr_factor`).
 TOWERS = ("model.image.", "model.text.")
+
+# Norms whose weight FIBER's code decays, because it knows norms by their names (FIBER, 2).
+DECAYED_NORMS = re.compile(r"model\.fusion\.\d+\.image\.norm\.weight|objectives\.\w+\.head\.\d+\.weight")
 
 
 def parameter_groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Returns the optimizer's groups: (tower or rest) x (decayed or not), none of them empty.
+    """Returns the optimizer's groups: (tower, fusion, head, temperature) x (decayed or not), none empty.
 
-    Biases, parameters of norms, and whatever else has at most one dimension are not decayed. A tied
-    parameter is in one group, under its first name.
+    Each has its learning rate's factor in "lr_factor"; the temperature's has "bounds", in which the
+    optimizer keeps it. A tied parameter is in one group, under its first name.
 
     Args:
         module: the whole system, before ZeRO takes its parameters apart.
         recipe: `optimizer`, and `model.pretrained`.
     """
     table = recipe.optimizer
-    norm_parameters = {
-        id(p) for m in module.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)
-    }
+    norms = {id(p) for m in module.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        tower = recipe.model.pretrained and name.startswith(TOWERS)
-        plain = parameter.ndim <= 1 or id(parameter) in norm_parameters or name.endswith(".bias")
-        key = f"{'tower' if tower else 'rest'}/{'plain' if plain else 'decay'}"
-        group = groups.setdefault(
-            key,
-            {
+        part = part_of(name)
+        decayed = is_decayed(name, parameter.ndim, id(parameter) in norms, table.decay)
+        key = f"{part}/{'decay' if decayed else 'plain'}"
+        if key not in groups:
+            groups[key] = {
                 "name": key,
                 "params": [],
                 "algorithm": "adamw",
                 "lr": 0.0,
-                "lr_factor": table.backbone_lr_factor if tower else 1.0,
-                "weight_decay": 0.0 if plain else table.weight_decay,
+                "lr_factor": _factor(part, recipe),
+                "weight_decay": table.weight_decay if decayed else 0.0,
                 "betas": table.betas,
                 "eps": table.eps,
-            },
-        )
-        group["params"].append(parameter)
+                "bounds": TEMPERATURE_BOUNDS if part == "temperature" else None,
+            }
+        groups[key]["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
+
+
+def part_of(name: str) -> Part:
+    """Returns the part of the system that a parameter belongs to; ITC's transforms and poolers are heads."""
+    if name.endswith(".temperature"):
+        return "temperature"
+    if name.startswith(TOWERS):
+        return "tower"
+    return "head" if name.startswith("objectives.") else "fusion"
+
+
+def is_decayed(name: str, dimensions: int, in_norm: bool, rule: str) -> bool:
+    """Returns whether a parameter gets weight decay.
+
+    "matrices" decays what has two dimensions and is no bias, norm or table of relative positions.
+    "fiber" is the official code's rule: gates, the temperature and the norms of `DECAYED_NORMS` too.
+    """
+    if name.endswith((".bias", "bias_table")):
+        return False
+    if rule == "fiber":
+        return not in_norm or DECAYED_NORMS.fullmatch(name) is not None
+    return dimensions > 1 and not in_norm
+
+
+def _factor(part: Part, recipe: Recipe) -> float:
+    table = recipe.optimizer
+    tower = table.backbone_lr_factor if recipe.model.pretrained else 1.0
+    return {
+        "tower": tower,
+        "fusion": table.fusion_lr_factor,
+        "head": table.head_lr_factor,
+        "temperature": 1.0,
+    }[part]
 
 
 class GuardedOptimizer(torch.optim.Optimizer):
@@ -106,6 +142,15 @@ class GuardedOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             if group["params"]:
                 self._adamw(group)
+                self._bound(group)
+
+    def _bound(self, group: dict[str, Any]) -> None:
+        """Keeps a group's parameters in its bounds; a forbidden step moves nothing here either."""
+        if group["bounds"] is None:
+            return
+        for parameter in group["params"]:
+            bounded = parameter.clamp(*group["bounds"])
+            parameter.copy_(torch.where(self.skip > 0, parameter, bounded))
 
     def _adamw(self, group: dict[str, Any]) -> None:
         parameters = group["params"]

@@ -18,13 +18,17 @@ import torch
 from torch import Tensor
 
 from dsvlp import dist, seed
+from dsvlp.engine.feed import Feed
 from dsvlp.engine.timer import StepTimer
+from dsvlp.recipe import micro_pairs
 from dsvlp.system import Prepared, System, TrainRequest
 from dsvlp.types import Batch, Loss
 
 if TYPE_CHECKING:
+    from dsvlp.data.fetch import Fetcher
     from dsvlp.engine.zero import Engine
     from dsvlp.objectives.base import Objective
+    from dsvlp.objectives.itm import ITM
     from dsvlp.recipe import Recipe
 
 
@@ -59,11 +63,13 @@ class Shown:
         batch: as the loader made it, on the CPU.
         prepared: as the losses see it.
         predictions: objective -> its predictions, see `Loss.predictions`.
+        drawn: objective -> the pairs that it drew, see `Loss.drawn`.
     """
 
     batch: Batch
     prepared: Prepared
     predictions: dict[str, Tensor]
+    drawn: dict[str, Tensor]
 
 
 class Step:
@@ -74,9 +80,17 @@ class Step:
         system: prepares batches; its parameters are used through `engine` alone.
         recipe: weights and seed.
         accumulation: micro-batches a step.
+        fetcher: brings ITM's negatives again where they come from ITC's queue.
     """
 
-    def __init__(self, engine: Engine, system: System, recipe: Recipe, accumulation: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        system: System,
+        recipe: Recipe,
+        accumulation: int,
+        fetcher: Fetcher | None = None,
+    ) -> None:
         self._engine, self._system = engine, system
         self._names = list(system.objectives)
         tables = recipe.objectives.enabled()
@@ -84,6 +98,11 @@ class Step:
         self._weights = torch.tensor(weights, device=engine.device)
         self._seed = recipe.seed
         self._scale = dist.world_size() * accumulation
+        self._feed = None
+        if fetcher is not None:
+            pool = cast("ITM", system.objectives["itm"]).pool
+            assert pool is not None, "a fetcher belongs to negatives from the queue"
+            self._feed = Feed(pool, fetcher, micro_pairs(recipe, dist.world_size()), accumulation)
         host = {name: cast("Objective", module).seconds for name, module in system.objectives.items()}
         self.timer = StepTimer(engine.device, host)
 
@@ -97,6 +116,9 @@ class Step:
             stop: whether this rank was asked to stop.
             show: keep the first micro-batch for the pictures.
         """
+        if self._feed is not None:
+            with self.timer.part("data"):
+                batches = self._feed.bring(step, batches)
         prepared = self.prepare(batches)
         totals, stop_count = self.count(prepared, stop)
         sums = torch.zeros_like(totals)
@@ -107,6 +129,8 @@ class Step:
             with self.timer.part("forward"):
                 losses = self._engine(TrainRequest(one))
                 total = self.total(losses, totals)
+            if self._feed is not None:
+                self._feed.drawn(step + 1, micro)
             with self.timer.part("backward"):
                 self._engine.backward(poisoned(total))
             sums += torch.stack([losses[name].sum.detach() for name in self._names])
@@ -115,7 +139,8 @@ class Step:
                 guesses = {
                     name: loss.predictions for name, loss in losses.items() if loss.predictions is not None
                 }
-                shown = Shown(batches[0], one, guesses)
+                drawn = {name: loss.drawn for name, loss in losses.items() if loss.drawn is not None}
+                shown = Shown(batches[0], one, guesses, drawn)
         with self.timer.part("step"):
             result = self._engine.step(lr)
             for module in self._system.objectives.values():

@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -323,12 +323,18 @@ class Engine:
                         buffer.copy_(dist.all_reduce_sum(buffer.clone()) / dist.world_size())
 
     @torch.no_grad()
-    def full_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields (name, fp32 tensor on the CPU) of every parameter, whole, in one order on all ranks.
+    def weights(self, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+        """Yields (name, fp32 tensor on the CPU) of the parameters named, whole, in one order on all ranks.
 
-        Gathers one parameter at a time in stage 3. Every rank must go through to the end.
+        Gathers one parameter at a time in stage 3, and waits for the device. Every rank must name the same
+        and go through to the end.
+
+        Args:
+            names: those that the system has; None: all.
         """
         for name, parameter in self.system.named_parameters():
+            if names is not None and name not in names:
+                continue
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
                 tensor = parameter.detach().to("cpu", torch.float32, copy=True)
             yield name, tensor

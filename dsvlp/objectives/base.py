@@ -3,7 +3,8 @@
 A step has three phases (System drives them):
 
 1. `prepare(view) -> view, Targets`: corrupts a view of the batch, in recipe order. Pure in the
-   batch's keys. Runs outside the model's forward, for all micro-batches of an optimizer step.
+   batch's keys. Runs outside the model's forward, for all micro-batches of an optimizer step, on
+   every rank equally often: what contrasts the pairs of all ranks gathers their names here.
 2. the counts of all targets are summed over ranks and micro-batches by one all-reduce.
 3. `begin(passes, targets)` asks for passes, so that those of all objectives run together, and starts
    work that can overlap with later ones (SPL's matching); ITC's leaves `passes.similarity` there;
@@ -28,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsvlp.passes import Passes
+from dsvlp.recipe import BatchSize
 from dsvlp.types import Batch, Loss
 
 
@@ -49,6 +51,7 @@ class Objective(nn.Module):
         name: the recipe's table, and the prefix of its metrics.
         view: the view of the batch that it edits and reads.
         seconds: what its work on the host took since the start, by name, for the step's time split.
+        gathered: the micro-batches of all ranks are one contrastive batch (`batch.contrastive_pairs`).
     """
 
     name: str
@@ -57,6 +60,11 @@ class Objective(nn.Module):
         super().__init__()
         self.view = view
         self.seconds: dict[str, float] = {}
+        self.gathered = False
+
+    def told(self, batch: BatchSize) -> None:
+        """Is told, before training, how many pairs go together."""
+        self.gathered = batch.contrastive_pairs is not None
 
     def prepare(self, view: Batch) -> tuple[Batch, Targets]:
         """Returns the corrupted view and the targets. No parameter is used here."""
@@ -76,7 +84,8 @@ class Objective(nn.Module):
         Every rank calls it after each training step.
 
         Args:
-            finite: bool scalar on the device; False: the step changed nothing, nor may this.
+            finite: bool scalar on the device; False: the step changed no weight, nor may this change what
+                came of it. What moves as the data do (ITM's pool) moves on.
         """
 
     def constant(self, targets: Any) -> Tensor:

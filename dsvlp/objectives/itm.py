@@ -1,6 +1,10 @@
-"""Image-text matching: does this text belong to this image? (SVL, L_ITM)
+"""Image-text matching: does this text belong to this image? (SVL, L_ITM; FIBER, 2)
 
-Legend: P pairs, T texts, D width.
+Two ways to the mismatched pairs. **loader**: half of the pairs get the text of another image, which the
+loader brought. **Hard negatives** (FIBER): each pair brings two more, drawn by ITC's similarity, of the
+batch or also of past pairs that were fetched for it (`dsvlp.objectives.pool`).
+
+Legend: P pairs, B judged pairs (P, or 3P with hard negatives), T texts, D width.
 """
 
 from __future__ import annotations
@@ -12,67 +16,122 @@ import torch
 from torch import Tensor, nn
 
 from dsvlp.layers.attention import initialise
+from dsvlp.objectives import hard_negatives
 from dsvlp.objectives.base import Objective, Targets, class_constant, class_counts, classified
+from dsvlp.objectives.hard_negatives import Candidates, Drawn
+from dsvlp.objectives.pool import Pool
 from dsvlp.passes import Passes
+from dsvlp.recipe import ITM as Table
+from dsvlp.recipe import BatchSize
 from dsvlp.types import Batch, Encoded, Loss
 
 
 @dataclass(frozen=True)
 class ITMTargets(Targets):
-    """Labels [P] (1: the pair is a true one) and weights float32 [P]."""
+    """What is judged: the view's own pairs, then with hard negatives each image with another text, then
+    each text with another image.
+
+    Attributes:
+        labels: int64 [B], 1 where the pair is a true one.
+        weight: float32 [B].
+        candidates: what the hard negatives are drawn from; None where the loader brought the texts.
+    """
 
     labels: Tensor
     weight: Tensor
+    candidates: Candidates | None = None
 
 
 class ITM(Objective):
-    """Swaps the texts of the unmatched pairs and classifies the pooled feature of every pair.
+    """Classifies the pooled feature of matched and mismatched pairs. There is one head, for all.
 
-    The text is swapped and not the image, so that the image-side losses stay valid. The partner
-    comes from the loader, which draws it from the global batch and from another image.
+    Args:
+        table: the recipe's table.
+        width: of the pooled feature.
+        contrast_width: of ITC's vectors.
+
+    Attributes:
+        pool: the past pairs that the next step draws from; None where negatives come from elsewhere.
     """
 
     name = "itm"
 
-    def __init__(self, view: str, width: int) -> None:
-        super().__init__(view)
+    def __init__(self, table: Table, width: int, contrast_width: int = 0) -> None:
+        super().__init__(table.view)
+        self.negatives = table.negatives
+        self.pool: Pool | None = None
+        self._contrast_width = contrast_width
         self.head = nn.Linear(width, 2)
         initialise(self.head, width)
 
     @classmethod
-    def from_recipe(cls, table: Any, model_table: Any, model: Any, facts: Any) -> "ITM":
-        """Returns the objective for a model of `model.width`."""
-        return cls(table.view, model.pooled_width)
+    def from_recipe(cls, table: Table, model_table: Any, model: Any, facts: Any) -> "ITM":
+        """Returns the objective for a model of `model.pooled_width`."""
+        return cls(table, model.pooled_width, model.width)
+
+    def told(self, batch: BatchSize) -> None:
+        """Makes a place of the pool for each pair of the global batch."""
+        super().told(batch)
+        if self.negatives == "queue":
+            self.pool = Pool(batch.global_pairs, self._contrast_width)
 
     def prepare(self, view: Batch) -> tuple[Batch, ITMTargets]:
-        """Returns the view with one text a pair, the partner's where the pair is unmatched."""
-        rows = torch.where(view.matched, view.pairs[:, 1], view.partner)
-        own = torch.arange(len(rows), device=rows.device)
-        swapped = replace(
-            view,
-            text_ids=view.text_ids[rows],
-            text_mask=view.text_mask[rows],
-            special_mask=view.special_mask[rows],
-            pairs=torch.stack((view.pairs[:, 0], own), 1),
-            partner=own,
-            mismatched=~view.matched,
-        )
-        return swapped, ITMTargets(view.weight.sum(), view.matched.long(), view.weight)
+        """Returns the view and what is judged in it. With gathered negatives every rank must call.
+
+        From the loader: one text a pair, the partner's where the pair is unmatched; the text is swapped
+        and not the image, so that the image-side losses stay valid. Else the view as it is.
+        """
+        if self.negatives == "loader":
+            return swapped(view), ITMTargets(view.weight.sum(), view.matched.long(), view.weight)
+        found = hard_negatives.candidates(view, self.negatives)
+        true = torch.ones_like(view.pairs[:, 0])
+        some = (side.allowed.any(1) for side in (found.texts, found.images))
+        weight = torch.cat((view.weight, *(view.weight * has for has in some)))
+        return view, ITMTargets(weight.sum(), torch.cat((true, 0 * true, 0 * true)), weight, found)
 
     def logits(self, encoded: Encoded) -> Tensor:
-        """Returns float32 logits [P, 2] of (mismatched, matched)."""
+        """Returns float32 logits [B, 2] of (mismatched, matched)."""
         assert encoded.pooled is not None
         return self.head(encoded.pooled).float()
 
     def score(self, encoded: Encoded) -> Tensor:
-        """Returns the match logit [P]: how much likelier matched is than mismatched."""
+        """Returns the match logit [B]: how much likelier matched is than mismatched."""
         logits = self.logits(encoded)
         return logits[:, 1] - logits[:, 0]
 
-    def loss(self, passes: Passes, targets: ITMTargets, begun: None = None) -> Loss:
-        """Returns the cross-entropy summed over pairs, and the accuracy."""
-        logits = self.logits(passes.fused(self.view))
-        return classified(logits, targets.labels, targets.weight, targets.count)
+    def begin(self, passes: Passes, targets: ITMTargets) -> Drawn | None:
+        """Asks for the fused passes of all pairs; returns the hard negatives, where there are any."""
+        passes.ask(self.view)
+        if targets.candidates is None or self.negatives == "loader":
+            return None
+        drawn = hard_negatives.ask(passes, self.view, self.negatives, targets.candidates, self.pool)
+        assert passes.similarity is not None
+        if self.pool is not None and passes.similarity.past is not None and torch.is_grad_enabled():
+            hard_negatives.draw_for_next(passes.similarity.past, targets.candidates.columns, self.pool)
+        return drawn
+
+    def loss(self, passes: Passes, targets: ITMTargets, begun: Drawn | None = None) -> Loss:
+        """Returns the cross-entropy summed over judged pairs, the accuracy, and how the negatives are."""
+        encoded = passes.fused(self.view)
+        if begun is None:
+            return classified(self.logits(encoded), targets.labels, targets.weight, targets.count)
+        drawn = begun.fused.result()
+        assert encoded.pooled is not None and drawn.pooled is not None
+        logits = self.logits(Encoded(pooled=torch.cat((encoded.pooled, drawn.pooled))))
+        loss = classified(logits, targets.labels, targets.weight, targets.count)
+        weight = targets.weight[len(encoded.pooled) :]
+        how = {
+            "hardness": ((begun.hardness * weight).sum(), weight.sum()),
+            "false_negatives": ((begun.false * weight).sum(), weight.sum()),
+        }
+        if self.pool is not None:
+            how["from_queue"] = ((begun.fetched * weight).sum(), weight.sum())
+        return replace(loss, metrics=loss.metrics | how, drawn=begun.pairs)
+
+    def after_step(self, finite: Tensor) -> None:
+        """Moves the pool, also after a step that was not finite. Every rank must call."""
+        if self.pool is not None:
+            self.pool.settle()
 
     def constant(self, targets: ITMTargets) -> Tensor:
         """Returns how often each class is the target, float64 [2]."""
@@ -81,3 +140,18 @@ class ITM(Objective):
     def constant_loss(self, statistics: Tensor) -> dict[str, float]:
         """Returns loss and accuracy of always predicting the shares of the two classes."""
         return class_constant(statistics)
+
+
+def swapped(view: Batch) -> Batch:
+    """Returns a view with one text a pair: the partner's where the pair is unmatched."""
+    rows = torch.where(view.matched, view.pairs[:, 1], view.partner)
+    own = torch.arange(len(rows), device=rows.device)
+    return replace(
+        view,
+        text_ids=view.text_ids[rows],
+        text_mask=view.text_mask[rows],
+        special_mask=view.special_mask[rows],
+        pairs=torch.stack((view.pairs[:, 0], own), 1),
+        partner=own,
+        mismatched=~view.matched,
+    )

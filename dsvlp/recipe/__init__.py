@@ -62,6 +62,7 @@ __all__ = [
     "ViT",
     "Watch",
     "accumulation",
+    "fetches_negatives",
     "from_json",
     "load",
     "micro_pairs",
@@ -77,8 +78,14 @@ class BatchSize(Strict):
     contrastive_pairs: Positive | None = Field(
         None,
         description="pairs gathered over all ranks for ITC; a rank's micro-batch is its share of them, "
-        "and micro_pairs is left out",
+        "and micro_pairs is left out (false where the base sets it)",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _left_out(cls, table: Any) -> Any:
+        """Drops `micro_pairs = false`, which a recipe says whose base sets it."""
+        return {k: v for k, v in table.items() if v is not False} if isinstance(table, dict) else table
 
     @model_validator(mode="after")
     def _one(self) -> "BatchSize":
@@ -185,6 +192,11 @@ def swaps_texts(recipe: Recipe) -> bool:
     return recipe.objectives.itm is not None and recipe.objectives.itm.negatives == "loader"
 
 
+def fetches_negatives(recipe: Recipe) -> bool:
+    """Returns whether ITM's negatives come from ITC's queue, whose images and texts are brought again."""
+    return recipe.objectives.itm is not None and recipe.objectives.itm.negatives == "queue"
+
+
 def micro_pairs(recipe: Recipe, world: int) -> int:
     """Returns the pairs of a micro-batch on each of `world` processes.
 
@@ -196,13 +208,15 @@ def micro_pairs(recipe: Recipe, world: int) -> int:
         return batch.micro_pairs
     assert batch.contrastive_pairs is not None
     share, rest = divmod(batch.contrastive_pairs, world)
-    captions = recipe.data.captions_per_image
-    if rest or share % captions:
+    captions, itm = recipe.data.captions_per_image, recipe.objectives.itm
+    # Negatives from a process's own micro-batch need a second image in it.
+    least = 2 if itm is not None and itm.negatives == "batch" else 1
+    if rest or share % captions or share < least * captions:
         images = batch.contrastive_pairs // captions
-        valid = [n for n in range(1, images + 1) if images % n == 0]
+        valid = [n for n in range(1, images // least + 1) if images % n == 0]
         raise RecipeError(
             f"batch.contrastive_pairs {batch.contrastive_pairs} cannot be shared by {world} processes in "
-            f"groups of {captions}",
+            f"groups of {captions}" + (", two of them each for objectives.itm" if least > 1 else ""),
             f"one of {valid} processes",
             "Change the number of processes or batch.contrastive_pairs",
         )

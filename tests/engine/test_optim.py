@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 from torch import nn
 
 from dsvlp import recipe as recipes
-from dsvlp.engine.optim import GuardedOptimizer, clip, parameter_groups, total_norm
+from dsvlp import system as systems
+from dsvlp.engine.optim import GuardedOptimizer, clip, is_decayed, parameter_groups, part_of, total_norm
+from dsvlp.models import fiber_names
+from dsvlp.types import DataFacts
 from tests.engine.toy import Toy
+
+PARITY = Path(__file__).parents[3] / "shared/parity"
 
 RECIPE = recipes.load("tiny_svl", ["optimizer.weight_decay=0.1"])
 
@@ -39,25 +47,121 @@ def test_a_norm_over_two_dimensions_is_not_decayed() -> None:
     assert group["weight_decay"] == 0 and len(group["params"]) == 2
 
 
-def test_towers_have_their_own_rate_where_they_start_pretrained() -> None:
-    system = nn.ModuleDict(
-        {
-            "model": nn.ModuleDict(
-                {"image": nn.Linear(2, 2), "text": nn.Linear(2, 2), "cross": nn.Linear(2, 2)}
-            )
-        }
+class Parts(nn.Module):
+    """One parameter for each part of a system, and one of the towers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        linear = {name: nn.Linear(2, 2) for name in ("image", "text", "cross")}
+        contrast = nn.Module()
+        contrast.temperature = nn.Parameter(torch.tensor(0.07))
+        self.model = nn.ModuleDict(linear)
+        self.objectives = nn.ModuleDict({"mlm": nn.Linear(2, 2), "itc": contrast})
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_each_part_has_its_own_rate_and_towers_only_where_they_start_pretrained(pretrained: bool) -> None:
+    factors = {"backbone_lr_factor": 0.1, "fusion_lr_factor": 5.0, "head_lr_factor": 50.0}
+    table = SimpleNamespace(
+        optimizer=RECIPE.optimizer.model_copy(update=factors), model=SimpleNamespace(pretrained=pretrained)
     )
-    table = SimpleNamespace(optimizer=RECIPE.optimizer.model_copy(update={"backbone_lr_factor": 0.1}))
-    for pretrained, factors in ((False, {1.0: 6}), (True, {0.1: 4, 1.0: 2})):
-        table.model = SimpleNamespace(pretrained=pretrained)
-        groups = parameter_groups(system, table)  # type: ignore[arg-type]
-        found: dict[float, int] = {}
-        for group in groups:
-            found[group["lr_factor"]] = found.get(group["lr_factor"], 0) + len(group["params"])
-        assert found == factors
-        optimizer = GuardedOptimizer(groups)
-        optimizer.set_lr(0.5)
-        assert {g["lr"] / g["lr_factor"] for g in optimizer.param_groups} == {0.5}
+    system = Parts()
+    names = {id(p): name for name, p in system.named_parameters()}
+    groups = parameter_groups(system, table)  # type: ignore[arg-type]
+    found = {names[id(p)]: group["lr_factor"] for group in groups for p in group["params"]}
+    tower = 0.1 if pretrained else 1.0
+    starts = {"model.image": tower, "model.text": tower, "model.cross": 5.0, "objectives.mlm": 50.0}
+    for name, factor in found.items():
+        expected = next((value for start, value in starts.items() if name.startswith(start)), 1.0)
+        assert factor == expected, name
+    optimizer = GuardedOptimizer(groups)
+    optimizer.set_lr(0.5)
+    assert {g["lr"] / g["lr_factor"] for g in optimizer.param_groups} == {0.5}
+
+
+def official_groups() -> dict[str, tuple[float, float]]:
+    """Returns official name -> (factor of the learning rate, weight decay)."""
+    told = json.loads((PARITY / "fiber_param_groups.json").read_text())
+    return {
+        name: (group["lr"] / told["optimizer"]["lr"], group["weight_decay"])
+        for group in told["groups"]
+        for name in group["names"]
+    }
+
+
+@pytest.mark.skipif(not PARITY.is_dir(), reason=f"the official groups are not at {PARITY}")
+def test_fibers_groups_are_the_official_ones_for_every_parameter() -> None:
+    """Every official parameter that the coarse module has is either dead or in the group of ours."""
+    shown = recipes.load(
+        "pretrain_fiber", ["optimizer.decay=fiber", "model.pretrained=false", "model.captioning=true"]
+    )
+    with torch.device("meta"):
+        system = systems.build(shown, DataFacts(50265, 1, 0, 2, 50264))
+    names = {id(p): name for name, p in system.named_parameters()}
+    plan = shown.model.fusion.plan
+    ours = {}
+    for group in parameter_groups(system, shown):
+        named = {names[id(p)]: p for p in group["params"]}
+        # A fusion's keys and values are one official Linear, so both kinds must be in one group.
+        for official in fiber_names.to_official(named, plan):
+            ours[official] = (group["lr_factor"], group["weight_decay"])
+    theirs = {
+        name: value
+        for name, value in official_groups().items()
+        if fiber_names.why_dead(name, plan) is None and not name.startswith(("vqa_", "nlvr2_"))
+    }
+    ours = {name: value for name, value in ours.items() if not name.startswith("rank_output.")}
+    assert len(theirs) > 600
+    assert ours.keys() == theirs.keys()
+    assert [n for n in ours if ours[n] != pytest.approx(theirs[n])] == []
+
+
+@pytest.mark.skipif(not PARITY.is_dir(), reason=f"the official groups are not at {PARITY}")
+def test_the_tasks_heads_would_be_decayed_as_the_official_code_does() -> None:
+    for name, (factor, decay) in official_groups().items():
+        if name.startswith(("vqa_", "nlvr2_")):
+            ((ours, _),) = fiber_names.to_ours({name: torch.zeros(2)}, ((3, 14, 6),)).items()
+            in_norm = ".head.1." in ours
+            assert (part_of(ours), factor) == ("head", 5.0)
+            assert is_decayed(ours, 1 if in_norm else 2, in_norm, "fiber") == (decay > 0), name
+
+
+def test_our_decay_is_of_matrices_alone() -> None:
+    shown = recipes.load("tiny_fiber")
+    system = systems.build(shown, DataFacts(100, 0, 1, 2, 3))
+    names = {id(p): name for name, p in system.named_parameters()}
+    groups = parameter_groups(system, shown)
+    decayed = {names[id(p)] for g in groups if g["weight_decay"] for p in g["params"]}
+    rest = set(names.values()) - decayed
+    assert {dict(system.named_parameters())[name].ndim >= 2 for name in decayed} == {True}
+    for end in (".gate", ".temperature", ".bias", "relative_position_bias_table", "image.norm.weight"):
+        assert any(name.endswith(end) for name in rest), end
+        assert not any(name.endswith(end) for name in decayed), end
+
+
+@pytest.mark.parametrize(("gradient", "bound"), [(1.0, 0.001), (-1.0, 1.0)])
+def test_the_temperature_stays_in_its_bounds_and_nothing_else_is_bounded(gradient, bound) -> None:
+    system = Parts()
+    optimizer = ready(system)
+    optimizer.set_lr(5.0)  # AdamW's first step is as long as this
+    for parameter in system.parameters():
+        parameter.grad = torch.full_like(parameter, gradient)
+    for _ in range(3):
+        optimizer.step()
+        torch.testing.assert_close(system.objectives["itc"].temperature.detach(), torch.tensor(bound))
+    assert system.model["cross"].weight.abs().min() > 2
+
+
+def test_a_forbidden_step_does_not_move_a_temperature_out_of_its_bounds_either() -> None:
+    system = Parts()
+    optimizer = ready(system)
+    with torch.no_grad():
+        system.objectives["itc"].temperature.fill_(3.0)
+    for parameter in system.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.skip.fill_(1)
+    optimizer.step()
+    assert system.objectives["itc"].temperature.item() == 3.0
 
 
 def test_the_update_is_adamw() -> None:

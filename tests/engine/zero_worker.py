@@ -49,7 +49,7 @@ def digest(engine: Engine) -> str:
     mine = hashlib.sha256()
     for f in engine.fragments():
         mine.update(f"{f.name}|{f.state}|{f.start}".encode() + f.tensor.cpu().numpy().tobytes())
-    for name, tensor in engine.full_weights():
+    for name, tensor in engine.weights():
         mine.update(name.encode() + tensor.numpy().tobytes())
     counters = engine.layout_state()
     return "/".join(dist.gather_objects(mine.hexdigest())) + str(counters["updates"])
@@ -76,7 +76,7 @@ def restored(folder: Path, zero: str, precision: str = "fp32", **build_keys: Any
 
 
 def weights(engine: Engine) -> dict[str, list[float]]:
-    return {name: tensor.flatten().tolist() for name, tensor in engine.full_weights()}
+    return {name: tensor.flatten().tolist() for name, tensor in engine.weights()}
 
 
 def resume(folder: Path) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def digest_of_trained(engine: Engine) -> str:
     for f in engine.fragments():
         if f.state != "buffer":
             mine.update(f.tensor.cpu().numpy().tobytes())
-    for _, tensor in engine.full_weights():
+    for _, tensor in engine.weights():
         mine.update(tensor.numpy().tobytes())
     return "/".join(dist.gather_objects(mine.hexdigest()))
 

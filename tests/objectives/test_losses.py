@@ -1,4 +1,4 @@
-"""What every objective must hold, through System, on a tiny SVL in float32 without dropout."""
+"""What every objective must hold, through System, on a tiny SVL or FIBER in float32 without dropout."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dsvlp.system import System, TrainRequest, build
 from dsvlp.types import Batch
-from tests.batches import make_batch, make_facts, make_recipe, take_pairs
+from tests.batches import make_batch, make_facts, make_fiber_recipe, make_recipe, take_pairs
 
 PLAIN = ("itm", "mlm", "segl", "ssul")
 RECIPES = {
@@ -17,7 +17,24 @@ RECIPES = {
     "queries": make_recipe("objectives.spl.unmatched=no_object", objectives=(*PLAIN, "spl")),
     "separate": make_recipe("objectives.mlm.view=masked", "model.share_cross_attention=false"),
 }
+# A contrast depends on what stands beside a pair; its claim of the cut is tests/engine/test_contrast.py's.
+CONTRASTS = {
+    "fiber": make_fiber_recipe(),
+    "contrast": make_recipe(
+        "objectives.itc.view=clean",
+        "objectives.itm={view='clean', negatives='batch'}",
+        "objectives.mlm.tied=false",
+        "objectives.mlm.view=masked",
+        objectives=("itc", *PLAIN),
+    ),
+}
+each_cuttable = pytest.mark.parametrize("name", sorted(RECIPES))
+RECIPES |= CONTRASTS
 each_recipe = pytest.mark.parametrize("name", sorted(RECIPES))
+
+
+def _batch(name: str, **sizes: int) -> Batch:
+    return make_batch(image_size=RECIPES[name].model.image_size, **sizes)
 
 
 def _system(name: str) -> System:
@@ -54,9 +71,9 @@ def _assert_same(first: tuple, second: tuple) -> None:
         assert float((gradient - second[1][name]).abs().max()) < 1e-5 * scale, name
 
 
-@each_recipe
+@each_cuttable
 def test_cutting_the_batch_unevenly_changes_no_gradient(name: str) -> None:
-    system, batch = _system(name), make_batch(pairs=12, captions=2)
+    system, batch = _system(name), _batch(name, pairs=12, captions=2)
     parts = [take_pairs(batch, range(4)), take_pairs(batch, range(4, 12))]
     counts = [system.prepare(part).counts(list(system.objectives)) for part in parts]
     assert (counts[0] != counts[1]).all()
@@ -65,14 +82,14 @@ def test_cutting_the_batch_unevenly_changes_no_gradient(name: str) -> None:
 
 @each_recipe
 def test_the_order_of_the_batch_changes_no_gradient(name: str) -> None:
-    system, batch = _system(name), make_batch(pairs=8)
+    system, batch = _system(name), _batch(name, pairs=8)
     shuffled = take_pairs(batch, [5, 2, 7, 0, 3, 6, 1, 4])
     _assert_same(_gradients(system, [batch]), _gradients(system, [shuffled]))
 
 
 @each_recipe
 def test_longer_padding_changes_no_gradient(name: str) -> None:
-    system, batch = _system(name), make_batch()
+    system, batch = _system(name), _batch(name)
     texts = len(batch.text_ids)
     longer = replace(
         batch,
@@ -85,7 +102,7 @@ def test_longer_padding_changes_no_gradient(name: str) -> None:
 
 @each_recipe
 def test_pairs_of_weight_zero_change_no_gradient(name: str) -> None:
-    system, batch = _system(name), make_batch(pairs=12, captions=2)
+    system, batch = _system(name), _batch(name, pairs=12, captions=2)
     part = take_pairs(batch, range(8))
     padded = replace(batch, weight=(torch.arange(12) < 8).float())
     _assert_same(_gradients(system, [part]), _gradients(system, [padded]))
@@ -94,9 +111,12 @@ def test_pairs_of_weight_zero_change_no_gradient(name: str) -> None:
 @each_recipe
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     system = _system(name)
-    _, gradients = _gradients(system, [make_batch()])
+    _, gradients = _gradients(system, [_batch(name)])
     unread: set[str] = set()
-    if name != "post":  # nothing reads the last layer's image stream before a loss after fusion does
+    if name not in (
+        "post",
+        "fiber",
+    ):  # nothing reads the last layer's image stream before a loss after fusion does
         last = f"model.cross.{len(system.model.cross) - 1}."
         ends = (f"{last}image_self.", f"{last}image_feed_forward.", f"{last}cross.1.")
         unread = {n for n, _ in system.named_parameters() if n.startswith(ends)}
@@ -107,15 +127,15 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
 @each_recipe
 def test_a_batch_without_targets_gives_zero_loss_and_zero_gradients(name: str) -> None:
     system = _system(name)
-    values, gradients = _gradients(system, [replace(make_batch(), weight=torch.zeros(8))])
+    values, gradients = _gradients(system, [replace(_batch(name), weight=torch.zeros(8))])
     assert set(values.values()) == {0.0}
-    assert gradients.keys() == _gradients(system, [make_batch()])[1].keys()
+    assert gradients.keys() == _gradients(system, [_batch(name)])[1].keys()
     assert not any(g.any() for g in gradients.values())
 
 
 @each_recipe
 def test_training_on_one_batch_beats_its_best_constant(name: str) -> None:
-    system, batch = build(RECIPES[name], make_facts()), make_batch(pairs=8)
+    system, batch = build(RECIPES[name], make_facts()), _batch(name, pairs=8)
     prepared = system.prepare(batch)
     optimizer = torch.optim.Adam(system.parameters(), lr=3e-3)
     for _ in range(100):

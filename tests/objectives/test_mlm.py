@@ -7,6 +7,7 @@ from torch import nn
 
 from dsvlp.objectives.itm import ITM
 from dsvlp.objectives.mlm import MLM
+from dsvlp.recipe import ITM as ITMTable
 from dsvlp.recipe import MLM as Table
 from dsvlp.types import Batch
 from tests.batches import CLS, FIRST_WORD, MASK, PAD, SEP, make_batch, make_facts
@@ -70,14 +71,14 @@ def test_special_tokens_are_never_masked() -> None:
 @pytest.mark.parametrize("on_mismatched", [False, True])
 def test_mismatched_pairs_count_only_where_the_recipe_says(on_mismatched: bool) -> None:
     batch = make_batch(pairs=40)
-    view, _ = ITM("joint", 8).prepare(batch)
+    view, _ = ITM(ITMTable(), 8).prepare(batch)
     masked = _masked(_mlm(probability=0.9, on_mismatched=on_mismatched), view)
     assert masked[view.mismatched].any() == on_mismatched
     assert masked[~view.mismatched].any()
 
 
 def test_a_mask_does_not_tell_whether_the_pair_matches() -> None:
-    swapped, _ = ITM("joint", 8).prepare(make_batch(pairs=2000, length=20, image_size=1))
+    swapped, _ = ITM(ITMTable(), 8).prepare(make_batch(pairs=2000, length=20, image_size=1))
     view, _ = _mlm().prepare(swapped)
     words = ~swapped.special_mask
     shares = [
@@ -149,3 +150,17 @@ def test_the_same_keys_mask_the_same_words_wherever_the_pair_stands() -> None:
     )
     mlm = _mlm(probability=0.4)
     assert torch.equal(mlm.prepare(batch)[0].text_ids, mlm.prepare(flipped)[0].text_ids.flip(0))
+
+
+def test_a_decoder_of_its_own_starts_as_a_new_layer_and_a_tied_one_is_the_word_table() -> None:
+    own, tied = _mlm(tied=False), _mlm()
+    words = nn.Embedding(60, 16)
+    assert MLM(Table(), words, make_facts()).decoder.weight is words.weight
+    assert MLM(Table(tied=False), words, make_facts()).decoder.weight is not words.weight
+    names = {"transform.0.weight", "transform.0.bias", "transform.2.weight", "transform.2.bias"}
+    for mlm in (own, tied):
+        found = {name for name, _ in mlm.named_parameters()}
+        assert found == names | {"decoder.weight", "decoder.bias"}
+    expected = 0.02 * (768 / 16) ** 0.5
+    assert float(own.decoder.weight.std()) == pytest.approx(expected, rel=0.1)
+    assert not own.decoder.bias.any() and own.decoder.weight.shape == (60, 16)

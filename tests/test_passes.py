@@ -1,0 +1,157 @@
+"""Shared prefixes: the same losses and gradients from fewer executed blocks."""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dsvlp.passes import Passes
+from dsvlp.recipe import Recipe
+from dsvlp.system import System, TrainRequest, build
+from dsvlp.types import Batch, States
+from tests.batches import make_batch, make_facts, make_fetched, make_fiber_recipe, make_recipe
+
+PAIRS, FETCHED = 8, 6
+SVL_VIEWS = ("objectives.itc.view=clean", "objectives.mlm.view=masked", "objectives.mlm.tied=false")
+RECIPES = {
+    "fiber": make_fiber_recipe(),
+    "fiber, queue": make_fiber_recipe("objectives.itm.negatives=queue", "objectives.itc.queue=16"),
+    "svl": make_recipe(
+        *SVL_VIEWS,
+        "objectives.itm={view='clean', negatives='batch'}",
+        "objectives.segl.view=clean",
+        objectives=("itc", "itm", "mlm", "segl"),
+    ),
+}
+
+
+def system(recipe: Recipe, share: bool) -> System:
+    made = build(recipe, make_facts())
+    torch.manual_seed(1)
+    with torch.no_grad():  # far from the start: gates open, similarities spread
+        for name, parameter in made.named_parameters():
+            if not name.endswith("temperature"):
+                parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    made.share_prefixes = share
+    return made
+
+
+def batch(name: str) -> Batch:
+    size = 32 if name == "svl" else 64
+    made = make_batch(PAIRS, captions=2, partners=False, image_size=size)
+    return replace(made, fetched=make_fetched(FETCHED, size)) if "queue" in name else made
+
+
+def gradients(made: System, name: str) -> tuple[dict[str, float], dict[str, Tensor]]:
+    losses = made(TrainRequest(made.prepare(batch(name))))
+    sum(loss.sum / loss.count for loss in losses.values()).backward()
+    values = {key: float((loss.sum / loss.count).detach()) for key, loss in losses.items()}
+    return values, {key: p.grad for key, p in made.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_shared_and_separate_passes_give_the_same_losses_and_gradients(name: str) -> None:
+    shared, apart = (gradients(system(RECIPES[name], share), name) for share in (True, False))
+    assert shared[0] == pytest.approx(apart[0], rel=1e-5)
+    largest = max(float(g.abs().max()) for g in shared[1].values())
+    assert shared[1].keys() == apart[1].keys()
+    for key, gradient in shared[1].items():
+        scale = max(float(gradient.abs().max()), 1e-2 * largest)
+        assert float((gradient - apart[1][key]).abs().max()) < 1e-5 * scale, key
+
+
+@contextmanager
+def rows_through(blocks: dict[str, nn.Module]) -> Iterator[tuple[Counter[str], Counter[str]]]:
+    """Counts the rows that go through each block, and the calls."""
+    rows, calls = Counter[str](), Counter[str]()
+
+    def hook(name: str) -> Any:
+        def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+            rows[name] += len(inputs[0])
+            calls[name] += 1
+
+        return count
+
+    handles = [block.register_forward_hook(hook(name)) for name, block in blocks.items()]
+    yield rows, calls
+    for handle in handles:
+        handle.remove()
+
+
+def parts(made: System) -> dict[str, nn.Module]:
+    """Returns one block of each stretch of FIBER's towers."""
+    model: Any = made.model
+    return {
+        "image below": model.image.patch_embed,
+        "text below": model.text.encoder.layer[0].attention.self,
+        "image fusion": model.fusion[2].image.query,
+        "text fusion": model.fusion[2].text.query,
+        "image top": model.image.layers[3].blocks[1].mlp,
+        "text top": model.text.encoder.layer[3].intermediate,
+    }
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_the_executed_blocks_are_as_few_as_the_sharing_allows(share: bool) -> None:
+    made, images = system(RECIPES["fiber"], share), PAIRS // 2
+    prepared = made.prepare(batch("fiber"))
+    with rows_through(parts(made)) as (rows, calls):
+        made(TrainRequest(prepared))
+    fused = 4 * PAIRS  # MLM's, ITM's true pairs, its negative texts, its negative images
+    if share:
+        assert (rows["image below"], rows["text below"]) == (images, 2 * PAIRS)
+        assert calls["image fusion"] == calls["text fusion"] == 1
+    else:  # ITC's; each view's own; the negatives'
+        assert rows["image below"] == images + 2 * images + 2 * PAIRS
+        assert rows["text below"] == PAIRS + 2 * PAIRS + 2 * PAIRS
+    assert rows["text fusion"] == fused
+    assert rows["image top"] == fused + images and rows["text top"] == fused + PAIRS
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_what_was_fetched_is_encoded_below_the_fusion_alone(share: bool) -> None:
+    made, images = system(RECIPES["fiber, queue"], share), PAIRS // 2
+    prepared = made.prepare(batch("fiber, queue"))
+    with rows_through(parts(made)) as (rows, _):
+        made(TrainRequest(prepared))
+    if share:
+        assert (rows["image below"], rows["text below"]) == (images + FETCHED, 2 * PAIRS + FETCHED)
+    else:  # the negatives' alone
+        assert rows["image below"] == images + 2 * images + 2 * PAIRS
+        assert rows["text below"] == PAIRS + 2 * PAIRS + 2 * PAIRS
+    assert rows["text fusion"] == 4 * PAIRS
+    assert rows["image top"] == 4 * PAIRS + images and rows["text top"] == 4 * PAIRS + PAIRS
+
+
+def test_masking_one_view_leaves_the_other_as_it_was() -> None:
+    made, original = build(RECIPES["fiber"], make_facts()), make_batch(64, partners=False, image_size=64)
+    ids = original.text_ids.clone()
+    views = made.prepare(original).views
+    assert views["clean"] is original and torch.equal(views["clean"].text_ids, ids)
+    assert not torch.equal(views["masked"].text_ids, ids)
+    assert views["masked"].images is original.images
+
+
+class Counting:
+    """A model that counts what it is asked to encode."""
+
+    def __init__(self) -> None:
+        self.encoded: list[str] = []
+
+    def encode_image(self, images: Tensor, image_mask: Tensor | None) -> States:
+        self.encoded.append("image")
+        return States(images.flatten(1)[:, None], torch.ones(len(images), 1, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(("share", "runs"), [(True, 1), (False, 2)])
+def test_an_image_that_two_views_hold_is_encoded_once(share: bool, runs: int) -> None:
+    made, model = build(RECIPES["fiber"], make_facts()), Counting()
+    passes = Passes(model, made.prepare(batch("fiber")).views, share)  # type: ignore[arg-type]
+    for view in ("clean", "masked", "clean"):
+        passes.image(view)
+    assert model.encoded == ["image"] * runs
