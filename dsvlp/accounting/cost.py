@@ -28,6 +28,10 @@ class Cost:
     def __rmul__(self, times: int) -> Cost:
         return Cost(times * self.parameters, times * self.forward)
 
+    def run(self, times: float) -> Cost:
+        """Returns the same component where a pair runs it `times` times."""
+        return Cost(self.parameters, times * self.forward)
+
 
 def linear(inputs: int, outputs: int, rows: float, *, bias: bool = True) -> Cost:
     """Returns the cost of a matrix product on `rows` tokens."""
@@ -46,7 +50,12 @@ def table(rows: int, d: int) -> Cost:
 
 def attention(d: int, queries: float, keys: float) -> Cost:
     """Returns the cost of multi-head attention with its four projections."""
-    projections = 2 * linear(d, d, queries) + 2 * linear(d, d, keys)
+    return cross_attention(d, d, queries, keys)
+
+
+def cross_attention(d: int, context: int, queries: float, keys: float) -> Cost:
+    """Returns the cost of attention of width d to states of another width, `context`."""
+    projections = 2 * linear(d, d, queries) + 2 * linear(context, d, keys)
     return projections + Cost(0, 4.0 * queries * keys * d)
 
 
@@ -58,3 +67,8 @@ def feed_forward(d: int, f: int, n: float) -> Cost:
 def block(d: int, f: int, n: float) -> Cost:
     """Returns the cost of a Transformer block: self-attention, perceptron, two norms."""
     return attention(d, n, n) + feed_forward(d, f, n) + 2 * norm(d)
+
+
+def pooler(inputs: int, d: int, n: float) -> Cost:
+    """Returns the cost of a transform of all tokens and a dense layer on the pooled one (FIBER, 1.5)."""
+    return linear(inputs, d, n) + linear(d, d, 1)

@@ -21,13 +21,15 @@ VERBS = {
     "train": "Train a recipe, or go on with a run.",
     "evaluate": "Score a run: losses and zero-shot retrieval.",
     "predict": "Match score and attention of a picture and a text.",
-    "export": "Write a run's weights as safetensors and JSON.",
+    "export": "Write a run's weights as safetensors and JSON, or as the official FIBER's.",
+    "import": "Turn the official FIBER's weights into an export of ours.",
     "report": "Write a run's report.html and print its table.",
     "data": "Write, check, show or draw data sets.",
     "recipes": "List the recipes, their cost and their keys.",
     "bench": "Measure the loader and the step.",
     "doctor": "Check this machine and say what is missing.",
 }
+FILES = {"import": "importing"}  # verbs that Python does not allow as a module's name
 
 
 class Verbs(click.Group):
@@ -40,7 +42,7 @@ class Verbs(click.Group):
         if cmd_name not in VERBS:
             return None
         try:
-            command: click.Command = importlib.import_module(f"dsvlp.cli.{cmd_name}").command
+            command: click.Command = importlib.import_module(_module(cmd_name)).command
         except ModuleNotFoundError as error:
             if error.name is None or error.name.split(".")[0] == "dsvlp":
                 raise
@@ -53,6 +55,10 @@ class Verbs(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(VERBS.items()))
+
+
+def _module(verb: str) -> str:
+    return f"dsvlp.cli.{FILES.get(verb, verb)}"
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})

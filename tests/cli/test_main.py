@@ -35,6 +35,17 @@ def test_help_answers_in_half_a_second():
     assert min(seconds) < 0.5
 
 
+def test_every_recipe_is_loaded_and_priced_in_a_second():
+    """On a login node, without torch. The fastest of three: the limit is ours, not the machine's load."""
+    seconds = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        done = dsvlp("recipes")
+        seconds.append(time.perf_counter() - begun)
+        assert done.returncode == 0 and "pretrain_fiber_grouped" in done.stdout
+    assert min(seconds) < 1
+
+
 @pytest.mark.parametrize("verb", main.VERBS)
 def test_every_verb_has_a_file_with_a_command(verb):
     command = main.cli.get_command(click.Context(main.cli), verb)

@@ -70,6 +70,48 @@ def test_a_system_with_queries_matches_but_has_no_places(tmp_path, picture):
         loaded.attention(picture, TEXTS[0])
 
 
+def test_byte_pairs_begin_a_word_with_the_sign_for_a_space():
+    maps = np.stack([np.full((1, 1), value, np.float32) for value in (1.0, 2.0, 4.0, 8.0)])
+    words = model.join_pieces(["tri", "angle", "\u0120st", "ar"], maps)
+    assert [(word.word, float(word.map[0, 0])) for word in words] == [("triangle", 1.5), ("star", 6.0)]
+
+
+@pytest.fixture(scope="module")
+def fiber(tmp_path_factory):
+    """A run of `tiny_fiber`, untrained."""
+    folder = tmp_path_factory.mktemp("fiber") / "run"
+    save_run(folder, recipe.load("tiny_fiber", ["model.text.vocabulary=90"]))
+    return folder
+
+
+def test_a_fused_backbone_matches_compares_and_shows_where_words_look(fiber, picture):
+    loaded = dsvlp.load(fiber)
+    images, texts = loaded.encode_image([picture] * 3), loaded.encode_text(TEXTS)
+    cosines = loaded.similarity(images, texts)
+    assert cosines.shape == (3,) and bool((cosines.abs() <= 1 + 1e-6).all())
+    alone = loaded.similarity(select(images, torch.tensor([0])), select(texts, torch.tensor([1])))
+    torch.testing.assert_close(alone[0], cosines[1], rtol=1e-4, atol=1e-5)
+    assert 0 < float(loaded.score(images, texts)[0]) < 1
+    side = 96 // loaded.trained.system.model.stride
+    for word in loaded.attention(picture, "a red circle"):
+        assert word.map.shape == (side, side)
+        assert word.map.sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_the_verb_prints_both_scores_of_each_text(fiber, picture, tmp_path):
+    (tmp_path / "a.png").write_bytes(picture)
+    words = [str(fiber), "--image", str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(verb.command, [*words, *(part for text in TEXTS for part in ("--text", text))])
+    assert done.exit_code == 0, done.output
+    lines = [line.split() for line in done.output.splitlines() if not line.startswith(" ")]
+    assert [(line[0], line[2], " ".join(line[4:])) for line in lines] == [("itm", "itc", t) for t in TEXTS]
+
+
+def test_a_system_without_contrast_cannot_compare(predictor, picture):
+    with pytest.raises(RunError, match=r"without objectives\.itc"):
+        predictor.similarity(predictor.encode_image([picture]), predictor.encode_text(TEXTS[:1]))
+
+
 @pytest.mark.parametrize("broken", [b"", b"no image at all", b"\xff\xd8\xff\xe0 cut"])
 def test_a_broken_image_is_refused(predictor, broken):
     with pytest.raises(DataError):
@@ -99,4 +141,5 @@ def test_the_verb_prints_scores_and_writes_a_png_a_word(run, picture, tmp_path):
         "01-red.png",
         "02-circle.png",
     ]
-    assert 0 < float(done.output.split()[0]) < 1
+    name, probability = done.output.split()[:2]
+    assert name == "itm" and 0 < float(probability) < 1 and "itc" not in done.output
