@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from dsvlp.launch import local
-from dsvlp.reports import table
+from dsvlp.reports import html, table
 
 
 @click.command()
@@ -19,7 +19,7 @@ from dsvlp.reports import table
 @click.option("--data", type=click.Path(path_type=Path), help="Held-out .beton; by default the recipe's.")
 @click.option("--checkpoint", type=click.Choice(["last", "best"]), default="last", show_default=True)
 @click.option("--pairs", type=click.IntRange(min=0), default=0, help="At most about so many pairs; 0: all.")
-@click.option("--retrieval/--no-retrieval", default=True, help="Score all image-text pairs.")
+@click.option("--retrieval/--no-retrieval", default=True, help="Rank texts for images and images for texts.")
 @click.option(
     "--captions",
     type=click.Choice(["first", "all"]),
@@ -27,6 +27,13 @@ from dsvlp.reports import table
     show_default=True,
     help="Retrieval with each image's first caption, or with all as well.",
 )
+@click.option(
+    "--rerank",
+    type=click.IntRange(min=0),
+    help="A query's first candidates by ITC that ITM orders anew; 0: none  [default: 16 with ITC and ITM]",
+)
+@click.option("--all-pairs", is_flag=True, help="Score every pair by ITM, as a system without ITC must.")
+@click.option("--zero-gates", is_flag=True, help="Measure also with all gates of the fusion at 0.")
 @click.option(
     "--chunk-pairs", type=click.IntRange(min=1), default=256, show_default=True, help="Fused at once."
 )
@@ -75,14 +82,19 @@ def _print(scores: dict[str, Any]) -> None:
     for name, reason in scores["left_out"].items():
         click.echo(f"{name} is left out: {reason}")
     head = ("objective", "loss", "constant's loss", "accuracy", "constant's", "targets")
-    click.echo(table.text(head, list(_losses(scores))))
-    shares = list(_shares(scores))
+    names = {"itm": html.objective_name("itm", scores["itm_negatives"])}
+    click.echo(table.text(head, list(_losses(scores["losses"], names))))
+    if "zero_gates" in scores:
+        click.echo("\nwith all gates of the fusion at 0:")
+        click.echo(table.text(head, list(_losses(scores["zero_gates"]["losses"], names))))
+    shares = [_row(name, share) for name, share in _shares(scores)]
     if shares:
-        click.echo(table.text(("score", "value", "95% interval", "of"), shares))
+        click.echo("\n" + table.text(("score", "value", "95% interval", "chance", "of"), shares))
+    if "gates" in scores:
+        click.echo(f"\ngates: {', '.join(f'{name} {value:.3f}' for name, value in scores['gates'].items())}")
 
 
-def _losses(scores: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    values = scores["losses"]
+def _losses(values: dict[str, float], names: dict[str, str]) -> Iterator[tuple[str, ...]]:
     for key, loss in values.items():
         name = key.removeprefix("loss/")
         if not key.startswith("loss/") or name == "total":
@@ -90,24 +102,23 @@ def _losses(scores: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         columns = (loss, values.get(f"constant/{name}"))
         accuracies = (values.get(f"metrics/{name}/accuracy"), values.get(f"constant/{name}/accuracy"))
         yield (
-            name,
+            names.get(name, name),
             *("" if value is None else f"{value:.4f}" for value in columns),
             *("" if value is None else f"{value:.1%}" for value in accuracies),
             f"{values[f'count/{name}']:.0f}",
         )
 
 
-def _shares(scores: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    groups = dict(scores.get("retrieval", {}))
-    if scores.get("probes"):
-        groups["probes"] = scores["probes"]
-    for group, shares in groups.items():
-        if isinstance(shares, dict):
-            for name, share in shares.items():
-                low, high = share["interval_95"]
-                yield (
-                    f"{group} {name}",
-                    f"{share['value']:.1%}",
-                    f"{low:.1%} to {high:.1%}",
-                    str(share["total"]),
-                )
+def _shares(value: dict[str, Any], name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields every share among nested scores, with the names that lead to it."""
+    for key, inner in value.items():
+        if isinstance(inner, dict) and "interval_95" in inner:
+            yield f"{name} {key}".strip(), inner
+        elif isinstance(inner, dict):
+            yield from _shares(inner, f"{name} {key}".strip())
+
+
+def _row(name: str, share: dict[str, Any]) -> tuple[str, ...]:
+    low, high = share["interval_95"]
+    chance = f"{share['chance']:.1%}" if "chance" in share else ""
+    return name, f"{share['value']:.1%}", f"{low:.1%} to {high:.1%}", chance, str(share["total"])

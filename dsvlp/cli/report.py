@@ -18,6 +18,7 @@ def command(folder: Path) -> None:
     target.write_text(html.page(told), encoding="utf-8")
     _print(("", "value"), html.summary(told))
     _print(html.LOSSES_HEAD, html.losses(told))
+    _print(html.GATES_HEAD, html.gates(told))
     _print(("score", "value"), html.scores(told))
     click.echo(target)
 

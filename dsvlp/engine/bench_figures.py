@@ -14,6 +14,8 @@ from dsvlp.types import DataFacts
 FORMAT = 1
 """Of the JSON result."""
 
+GROWTH = "peak memory over that before the model, largest process"
+
 _LONG = {
     "data": "data wait",
     "step": "optimizer step",
@@ -33,6 +35,7 @@ class Repeat:
         cpu: CPU seconds of the process with all its threads.
         text_tokens: mean real length of the texts.
         memory_gib: most memory so far: allocated on a GPU, else resident.
+        growth_gib: the same, less what was resident before the system was built.
     """
 
     parts: dict[str, float]
@@ -41,6 +44,7 @@ class Repeat:
     cpu: float
     text_tokens: float
     memory_gib: float
+    growth_gib: float
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,14 @@ class Measured:
         peak_flops: FLOP/s of its device that MFU divides by.
         peak_name: "peak" for the data sheet's, "matmul" for a measured one.
         device: "cuda" or "cpu".
+        counted_flops: FLOP a pair as executed, where they were counted.
     """
 
     repeats: list[Repeat]
     peak_flops: float
     peak_name: str
     device: str
+    counted_flops: float | None = None
 
     @classmethod
     def from_json(cls, one: dict[str, Any]) -> Measured:
@@ -105,7 +111,7 @@ def figures(recipe: Recipe, facts: DataFacts, ranks: Sequence[Measured]) -> list
             _times(repeat, wall)
             | {("pairs", "pairs/s"): rate, ("real text length", "tokens"): tokens}
             | _work(recipe, facts, tokens, rate / len(ranks), ranks)
-            | {(_memory_name(ranks[0].device), "GiB"): max(one.memory_gib for one in repeat)}
+            | _memory(repeat, ranks[0].device)
         )
     return [Figure(name, unit, [row[name, unit] for row in rows]) for name, unit in rows[0]]
 
@@ -133,7 +139,9 @@ def _work(recipe: Recipe, facts: DataFacts, tokens: float, rate: float, ranks: S
     real = flops.train_flops(recipe, text_tokens=tokens, facts=facts)
     measured = ranks[0].peak_name == "matmul"
     source = f"measured {recipe.engine.precision} matmul rate" if measured else "data sheet's peak"
+    counted = [rank.counted_flops for rank in ranks if rank.counted_flops is not None]
     return {
+        **({("executed FLOPs a pair, counted", "GFLOP"): statistics.fmean(counted) / 1e9} if counted else {}),
         (f"model FLOPs a pair, {length} tokens", "GFLOP"): full / 1e9,
         ("model FLOPs a pair, real tokens", "GFLOP"): real / 1e9,
         ("achieved by a device, real tokens", "GFLOP/s"): rate * real / 1e9,
@@ -143,6 +151,22 @@ def _work(recipe: Recipe, facts: DataFacts, tokens: float, rate: float, ranks: S
     }
 
 
-def _memory_name(device: str) -> str:
+def _memory(repeat: Sequence[Repeat], device: str) -> Row:
     kind = "peak GPU memory, allocated" if device == "cuda" else "peak memory, resident"
-    return f"{kind}, largest process"
+    return {
+        (f"{kind}, largest process", "GiB"): max(one.memory_gib for one in repeat),
+        (GROWTH, "GiB"): max(one.growth_gib for one in repeat),
+    }
+
+
+def joined(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns one result of several of the same recipe, their repeats one after the other.
+
+    A saved result has a row's values beside their median and extremes; the rest is the first's.
+    """
+    rows: dict[tuple[str, str], list[float]] = {}
+    for result in results:
+        for figure in result["figures"]:
+            rows.setdefault((figure["name"], figure["unit"]), []).extend(figure["values"])
+    figures = [Figure(name, unit, values).to_json() for (name, unit), values in rows.items()]
+    return {**results[0], "figures": figures}

@@ -6,19 +6,26 @@ Legend: I images, H x W pixels, C classes.
 from __future__ import annotations
 
 import colorsys
+import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from dsvlp.passes import with_fetched
 from dsvlp.types import IMAGENET_DEVIATION, IMAGENET_MEAN
 
 if TYPE_CHECKING:
     from dsvlp.engine.step import Shown
+    from dsvlp.types import Batch
 
 GAP = 2
+PANEL, LINE, LETTERS = 300, 13, 46  # pixels of a text's panel and of its lines, letters of a line
+SPACE = "\u0120"  # how byte pairs write the space before a word
+ENDS = ("[CLS]", "[SEP]", "<s>", "</s>")
 MATCHED, SWAPPED, PADDING = (40, 170, 70), (210, 60, 50), (255, 255, 255)
 
 
@@ -76,6 +83,61 @@ def _row(tiles: list[np.ndarray], bar: tuple[int, int, int]) -> np.ndarray:
     return np.concatenate([row, np.full((GAP, row.shape[1], 3), PADDING, np.uint8)])
 
 
+def hard_negatives(
+    shown: Shown, view_name: str, tokens: Callable[[Tensor], list[str]], count: int = 8
+) -> np.ndarray:
+    """Returns one row a pair: its image, the image drawn for its text, its text and the one drawn.
+
+    A negative that ITM saw through is green, one that it took for a match red; it stands so beside the image
+    (bar on the left: the negative image) and in the text. Pairs whose negatives lie on another rank are left
+    out.
+
+    Args:
+        shown: a micro-batch with ITM's predictions and the pairs that it drew.
+        view_name: the view that ITM reads.
+        tokens: ids -> words.
+        count: pairs shown at most.
+
+    Returns:
+        uint8 [rows, columns, 3].
+    """
+    view, predictions = with_fetched(shown.prepared.views[view_name]), shown.predictions["itm"].tolist()
+    pairs, drawn = view.pairs.tolist(), shown.drawn["itm"].tolist()
+    taken = [MATCHED if kind == 0 else SWAPPED for kind in predictions[-len(drawn) :]]
+    rows: list[np.ndarray] = []
+    for place, (image, text) in enumerate(pairs):
+        other_text, other_image = drawn[place][1], drawn[len(pairs) + place][0]
+        if other_text >= len(view.text_ids) or other_image >= len(view.images) or len(rows) == count:
+            continue
+        tiles = [to_pixels(view.images[image]), to_pixels(view.images[other_image])]
+        lines = [
+            (caption(view, text, tokens), (0, 0, 0)),
+            (caption(view, other_text, tokens), taken[place]),
+        ]
+        rows.append(_row([*tiles, _panel(lines, tiles[0].shape[0])], taken[len(pairs) + place]))
+    return np.concatenate(rows) if rows else np.full((GAP, PANEL, 3), PADDING, np.uint8)
+
+
+def caption(view: Batch, row: int, tokens: Callable[[Tensor], list[str]]) -> str:
+    """Returns a text of a batch as one line, its pieces joined, without special tokens."""
+    words = tokens(view.text_ids[row][view.text_mask[row] & ~view.special_mask[row]])
+    if any(word.startswith(SPACE) for word in words):
+        return "".join(words).replace(SPACE, " ").strip()
+    return " ".join(words).replace(" ##", "")
+
+
+def _panel(texts: list[tuple[str, tuple[int, int, int]]], height: int) -> np.ndarray:
+    """Returns uint8 [height, PANEL, 3] with the texts one below the other, each in its colour."""
+    picture = Image.new("RGB", (PANEL, height), PADDING)
+    draw, top = ImageDraw.Draw(picture), 2
+    for text, colour in texts:
+        for line in textwrap.wrap(text, LETTERS):
+            draw.text((4, top), line, fill=colour, font=ImageFont.load_default(11))
+            top += LINE
+        top += LINE // 2
+    return np.asarray(picture)
+
+
 def masked_captions(
     shown: Shown, view_name: str, tokens: Callable[[Tensor], list[str]], count: int = 12
 ) -> str:
@@ -123,4 +185,4 @@ def masked_words(words: list[str], asked: dict[int, tuple[str, str]]) -> str:
             out.append(word)
         else:
             out.append(f"**{truth}**" if truth == guess else f"~~{guess}~~ **{truth}**")
-    return " ".join(word for word in out if word not in ("[CLS]", "[SEP]"))
+    return " ".join(word.replace(SPACE, "") for word in out if word not in ENDS)

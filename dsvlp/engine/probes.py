@@ -1,4 +1,5 @@
-"""Two questions to a model of the synthetic world: does it read relations, does it look at the picture?
+"""Questions to a trained model: does it tell a true pair from a random one, and, of the synthetic world,
+does it read relations, does it look at the picture?
 
 Legend: P pairs, L text tokens, S pixels of a side.
 """
@@ -25,6 +26,39 @@ from dsvlp.passes import select
 from dsvlp.system import ImageRequest, MatchRequest, Prepared, TextRequest, TrainRequest
 from dsvlp.tasks.scores import Share
 from dsvlp.types import Batch
+
+
+def match_accuracy(engine: Forward, batches: Iterable[Batch], progress: Progress = silent) -> Share:
+    """Returns how often ITM's logit has the right sign: each image with its own text, and with the next
+    image's. The same question to every system, whatever negatives it was trained on; chance is a half.
+
+    Every rank must call, with equally many batches. A pair whose next image is the same does not count
+    as a mismatch.
+
+    Args:
+        engine: forwards go through it.
+        batches: this rank's share, one pass; the captions of an image lie side by side.
+        progress: called at each micro-batch.
+    """
+    sums = torch.zeros(2, dtype=torch.float64, device=engine.device)  # right, all
+    with evaluating(engine):
+        for number, batch in enumerate(batches):
+            progress(f"matching {number}")
+            batch = batch.to(engine.device)
+            assert batch.rows is not None
+            images, own = batch.pairs.unbind(1)
+            image = select(engine(ImageRequest(batch.images, batch.image_mask)), images)
+            text = engine(TextRequest(batch.text_ids[own], batch.text_mask[own]))
+            following = torch.arange(len(own), device=own.device).roll(-(len(own) // len(batch.images)))
+            another = batch.rows[images] != batch.rows[images[following]]
+            for partner, matched, weight in (
+                (torch.arange(len(own), device=own.device), True, batch.weight),
+                (following, False, batch.weight * batch.weight[following] * another),
+            ):
+                logits = engine(MatchRequest(image, select(text, partner)))[1]
+                sums += torch.stack([(((logits > 0) == matched) * weight).sum(), weight.sum()])
+    right, count = (round(value) for value in dist.all_reduce_sum(sums).tolist())
+    return Share(right, count, 0.5)
 
 
 def relation_accuracy(
@@ -65,7 +99,7 @@ def relation_accuracy(
                 request = MatchRequest(select(states, rows), engine(TextRequest(ids, mask)))
                 scores.append(engine(request)[1])
             hits += int((scores[0] > scores[1]).sum())
-    return Share(hits, len(pairs))
+    return Share(hits, len(pairs), 0.5)
 
 
 def picture(jpeg: bytes, size: int) -> Tensor:

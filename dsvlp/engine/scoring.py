@@ -1,7 +1,9 @@
 """Everything that `dsvlp evaluate` measures of one run on one data set.
 
-Losses beside their best constant predictors, zero-shot retrieval, and for models of the synthetic
-world the two probes. Objectives whose annotations the data set lacks are left out and named.
+Losses beside their best constant predictors, how ITM tells true pairs from random ones, zero-shot
+retrieval, and for models of the synthetic world the two probes. Objectives whose annotations the
+data set lacks are left out and named. Where asked for, losses and matching once more with every gate
+of the fusion closed: what the fusion contributes.
 """
 
 from __future__ import annotations
@@ -11,23 +13,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from dsvlp import catalog, dist
 from dsvlp.data.dataset import Dataset
 from dsvlp.data.loader import Loader, open_data
 from dsvlp.data.synthetic import colour_words, relation_pairs
 from dsvlp.data.text import Tokenizer
 from dsvlp.engine.evaluate import Progress, evaluate, silent
+from dsvlp.engine.gates import closed_gates, gates
 from dsvlp.engine.inference import Inference, Trained
-from dsvlp.engine.probes import relation_accuracy, single_tokens, word_accuracy
-from dsvlp.engine.retrieval import Captions, score_all_pairs
-from dsvlp.errors import DataError
+from dsvlp.engine.probes import match_accuracy, relation_accuracy, single_tokens, word_accuracy
+from dsvlp.engine.retrieval import Captions, Gallery
+from dsvlp.errors import DataError, RunError
 from dsvlp.objectives.mlm import MLM
 from dsvlp.recipe import Recipe
 from dsvlp.system import System
+from dsvlp.tasks.scores import Share
 
 log = logging.getLogger(__name__)
 
 PROBE_PAIRS = 200
+RERANK = 16
 
 
 @dataclass(frozen=True)
@@ -37,16 +44,23 @@ class Settings:
     Attributes:
         data: a `.beton`; None: the recipe's validation data, or the synthetic world's held-out scenes.
         pairs: at most about this many pairs of it, drawn once; 0: all.
-        retrieval: score all image-text pairs.
+        retrieval: rank texts for images and images for texts.
         captions: for retrieval, each image's "first" alone, or "all" as well.
+        rerank: a query's first candidates by ITC that ITM orders anew; 0: none; None: 16 where the system
+            has both.
+        all_pairs: score every pair by ITM too; a system without ITC does in any case.
         chunk_pairs: pairs fused at once for retrieval.
+        zero_gates: measure losses and matching also with the fusion's gates at 0.
     """
 
     data: Path | None = None
     pairs: int = 0
     retrieval: bool = True
     captions: Captions = "first"
+    rerank: int | None = None
+    all_pairs: bool = False
     chunk_pairs: int = 256
+    zero_gates: bool = False
 
 
 class Scorer:
@@ -60,6 +74,7 @@ class Scorer:
 
     Raises:
         DataError: the data set is damaged, or its label tables are not the run's.
+        RunError: something is asked for that the system has no part for.
     """
 
     def __init__(
@@ -67,6 +82,7 @@ class Scorer:
     ) -> None:
         self._trained, self._tokenizer, self._settings = trained, tokenizer, settings
         self._progress = progress
+        _check(trained, settings)
         self._dataset = _open(trained.recipe, settings.data)
         self._recipe, self.left_out = _measurable(trained, self._dataset)
         modules = {name: trained.system.objectives[name] for name in self._recipe.objectives.enabled()}
@@ -75,6 +91,8 @@ class Scorer:
 
     def run(self) -> dict[str, Any]:
         """Returns all scores as JSON, equal on all ranks."""
+        objectives, fusion = self._system.objectives, gates(self._system)
+        itm = self._recipe.objectives.itm
         out: dict[str, Any] = {
             "data": str(self._dataset.path),
             "images": self._dataset.images,
@@ -82,12 +100,27 @@ class Scorer:
             "step": self._trained.step,
             "pairs_asked_for": self._settings.pairs,
             "left_out": self.left_out,
-            "losses": self._losses(),
+            "itm_negatives": itm and itm.negatives,
+            **self._losses_and_matching(),
         }
-        if self._settings.retrieval and "itm" in self._system.objectives:
+        if fusion:
+            out["gates"] = fusion
+        if self._settings.retrieval and ("itc" in objectives or "itm" in objectives):
             out["retrieval"] = self._retrieval()
         if not self._recipe.data.train:
             out["probes"] = self._probes()
+        if self._settings.zero_gates:
+            with closed_gates(self._system):
+                out["zero_gates"] = self._losses_and_matching()
+        return out
+
+    def _losses_and_matching(self) -> dict[str, Any]:
+        out: dict[str, Any] = {"losses": self._losses()}
+        if "itm" in self._system.objectives:
+            with self._batches() as batches:
+                out["itm_accuracy_random_texts"] = match_accuracy(
+                    self._engine, batches, self._progress
+                ).to_json()
         return out
 
     def _batches(self) -> Loader:
@@ -108,16 +141,25 @@ class Scorer:
             return evaluate(self._engine, self._system, batches, weights, self._progress)
 
     def _retrieval(self) -> dict[str, Any]:
+        settings, objectives = self._settings, self._system.objectives
         with self._batches() as batches:
-            settings = self._settings
-            matrix = score_all_pairs(
-                self._engine, batches, settings.chunk_pairs, settings.captions, self._progress
-            )
-        out: dict[str, Any] = {"images": len(matrix.image_rows), "texts": len(matrix.samples)}
+            gallery = Gallery(self._engine, batches, settings.chunk_pairs, settings.captions, self._progress)
+        names = gallery.names
         modes: tuple[Captions, ...] = ("first",) if settings.captions == "first" else ("first", "all")
-        for captions in modes:
-            shares = matrix.recalls(captions)
-            out[f"{captions}_captions"] = {name: share.to_json() for name, share in shares.items()}
+        out: dict[str, Any] = {"images": len(names.image_rows), "texts": len(names.samples)}
+        itc = gallery.similarities() if "itc" in objectives else None
+        every = gallery.matches() if settings.all_pairs or itc is None else None
+        if itc is not None:
+            out |= {f"itc_{mode}_captions": _json(names.recalls(itc, mode)) for mode in modes}
+            if "itm" in objectives and settings.rerank != 0:
+                k = settings.rerank or RERANK
+                wanted = np.logical_or.reduce([names.candidates(itc, mode, k) for mode in modes])
+                itm = gallery.matches(wanted) if every is None else every
+                out["reranked"] = k
+                for mode in modes:
+                    out[f"itc+itm_{mode}_captions"] = _json(names.recalls_reranked(itc, itm, mode, k))
+        if every is not None:
+            out |= {f"itm_{mode}_captions": _json(names.recalls(every, mode)) for mode in modes}
         return out
 
     def _probes(self) -> dict[str, Any]:
@@ -145,6 +187,29 @@ class Scorer:
             "colour_words_with_picture": found.with_picture.to_json(),
             "colour_words_without_picture": found.without_picture.to_json(),
         }
+
+
+def _json(shares: dict[str, Share]) -> dict[str, Any]:
+    return {name: share.to_json() for name, share in shares.items()}
+
+
+def _check(trained: Trained, settings: Settings) -> None:
+    """Raises `RunError` where the settings ask for what the run's system does not have."""
+    enabled = trained.recipe.objectives.enabled()
+    asked = {
+        "--rerank": ({"itc", "itm"}, bool(settings.rerank)),
+        "--all-pairs": ({"itm"}, settings.all_pairs),
+    }
+    for option, (needs, wanted) in asked.items():
+        if wanted and not needs <= enabled.keys():
+            missing = " and ".join(f"objectives.{name}" for name in sorted(needs - enabled.keys()))
+            raise RunError(
+                f"{option}: the run was trained without {missing}", f"a run with it, or no {option}"
+            )
+    if settings.zero_gates and not gates(trained.system):
+        raise RunError(
+            f"--zero-gates: {trained.recipe.model.system} has no gates in its fusion", "a run of fiber"
+        )
 
 
 def _open(recipe: Recipe, data: Path | None) -> Dataset:

@@ -26,6 +26,7 @@ from dsvlp.engine import schedule, zero
 from dsvlp.engine.checkpoint import CheckpointStore
 from dsvlp.engine.evaluate import evaluate
 from dsvlp.engine.flags import LateFlags
+from dsvlp.engine.gates import gate_names
 from dsvlp.engine.run_folder import RunFolder, on_rank_0, versions, write_json
 from dsvlp.engine.step import Step, StepOutput, mean_text_tokens, summary
 from dsvlp.engine.stop import StopFlag
@@ -106,10 +107,11 @@ class Trainer:
         self._system = systems.build(recipe, data.facts)
         self._engine = zero.Engine(self._system, recipe, accumulation=self._accumulation)
         self._store = CheckpointStore(folder.checkpoints, recipe.checkpoint.keep)
-        self._step_runner = Step(self._engine, self._system, recipe, self._accumulation)
+        self._step_runner = Step(self._engine, self._system, recipe, self._accumulation, data.fetcher)
         self._timer = self._step_runner.timer
         tables: dict[str, Any] = recipe.objectives.enabled()
         self._weights = {name: tables[name].weight for name in self._system.objectives}
+        self._gates = gate_names(name for name, _ in self._system.named_parameters())
         self._flags = LateFlags(self._engine.device, 2)
         self._skips = torch.zeros(2, device=self._engine.device)  # in a row, in all
         self._recent: deque[tuple[int, list[int]]] = deque(maxlen=recipe.engine.max_skipped_steps + 2)
@@ -209,8 +211,9 @@ class Trainer:
         values = summary(output, list(self._weights), self._weights)
         values["optimizer/learning_rate"] = self._lr
         values["optimizer/skipped_steps"] = float(self._skips[1])
-        values["data/bad_images_on_rank_0"] = float(self._data.train.bad.total)
+        values["data/bad_images_on_rank_0"] = float(self._data.bad_images)
         values["data/pairs_without_partner"] = float(self._data.train.partnerless)
+        values |= {f"gates/{self._gates[n]}": gate.item() for n, gate in self._engine.weights(self._gates)}
         self._watch.step(self._step, values, self._timer, self._text_tokens)
         self._folder.reached(self._step)
 

@@ -119,7 +119,8 @@ class Watch:
         log.info("validation at step %d: %s%s", step, ", ".join(parts), "; the best so far" if best else "")
 
     def draw(self, step: int, shown: Shown, tokens: Callable[[Tensor], list[str]]) -> None:
-        """Draws a micro-batch as augmented and as the losses see it, and writes the guesses at masked words.
+        """Draws a micro-batch as augmented and as the losses see it, and the hard negatives drawn for it, and
+        writes the guesses at masked words.
 
         Args:
             step: steps made.
@@ -131,6 +132,10 @@ class Watch:
         for name, view in shown.prepared.views.items():
             grid = pictures.input_grid(shown.batch.images, view.images, view.matched, view.segmentation)
             self._metrics.image(step, f"inputs/{name}", grid)
+        itm = self._recipe.objectives.itm
+        if itm is not None and "itm" in shown.drawn:
+            gallery = pictures.hard_negatives(shown, itm.view, tokens)
+            self._metrics.image(step, "hard_negatives", gallery)
         mlm = self._recipe.objectives.mlm
         if mlm is not None:
             self._metrics.text(step, "masked_words", pictures.masked_captions(shown, mlm.view, tokens))

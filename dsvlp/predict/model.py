@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -22,12 +22,22 @@ from dsvlp.data.jpeg import normalise
 from dsvlp.data.text import Tokenizer
 from dsvlp.engine.inference import Inference, Trained, load_trained
 from dsvlp.errors import DataError, RunError
-from dsvlp.models.svl import SVL
 from dsvlp.predict import export
-from dsvlp.system import ImageRequest, MatchRequest, TextRequest
+from dsvlp.system import EmbedRequest, ImageRequest, MatchRequest, TextRequest
 from dsvlp.types import Encoded, States
 
+SPACE = "\u0120"  # how byte pairs write the space before a word
+
 ImageFile = str | Path | bytes  # the path of an image file, or its bytes
+
+
+class Attentive(Protocol):
+    """A model that shows where words look."""
+
+    stride: int
+
+    def cross_attention(self, image: States, text: States) -> Tensor:
+        """Returns the words' attention over the grid's cells [layers, B, H, L, N]."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,20 @@ class Predictor:
         _, logits = cast(tuple[Encoded, Tensor], self._system(MatchRequest(images, texts)))
         return torch.sigmoid(logits)
 
+    @torch.inference_mode()
+    def similarity(self, images: States, texts: States) -> Tensor:
+        """Returns ITC's cosine [B] of aligned rows of both: what retrieval compares before it looks closer.
+
+        Raises:
+            RunError: the system was trained without image-text contrast.
+        """
+        if self.trained.recipe.objectives.itc is None:
+            raise RunError(
+                "this system was trained without objectives.itc and cannot compare", "a system with ITC"
+            )
+        image, text = cast(tuple[Tensor, Tensor], self._system(EmbedRequest(images, texts)))
+        return (image * text).sum(1)
+
     def match(self, image: ImageFile, text: str) -> float:
         """Returns the probability that the text belongs to the image."""
         return float(self.score(self.encode_image([image]), self.encode_text([text])))
@@ -97,10 +121,12 @@ class Predictor:
     def attention(self, image: ImageFile, text: str) -> list[WordAttention]:
         """Returns where each word looks: cross-attention, mean over layers, heads and the word's pieces.
 
+        FIBER's layers of different grids are brought to the last stage's by the model.
+
         Raises:
             RunError: queries stand in the place of the grid.
         """
-        model, recipe = cast(SVL, self.trained.system.model), self.trained.recipe.model
+        model, recipe = cast(Attentive, self.trained.system.model), self.trained.recipe.model
         if recipe.visual_queries:
             raise RunError(
                 f"model.visual_queries = {recipe.visual_queries}: words look at queries, not at places",
@@ -147,18 +173,24 @@ def open_trained(folder: Path) -> tuple[Trained, Tokenizer]:
 
 
 def join_pieces(tokens: Sequence[str], maps: np.ndarray) -> list[WordAttention]:
-    """Returns one entry a word: WordPiece's "##" pieces belong to the word before.
+    """Returns one entry a word, its pieces joined.
+
+    WordPiece marks the pieces that belong to the word before by "##", RoBERTa's byte pairs those that
+    begin a word by the sign for a space.
 
     Args:
         tokens: names of the tokens, without [CLS] and [SEP].
         maps: float32 [tokens, h, w].
     """
     words: list[tuple[str, list[np.ndarray]]] = []
+    byte_pairs = any(token.startswith(SPACE) for token in tokens)
     for token, piece in zip(tokens, maps, strict=True):
-        if token.startswith("##") and words:
-            words[-1] = (words[-1][0] + token.removeprefix("##"), [*words[-1][1], piece])
+        follows = not token.startswith(SPACE) if byte_pairs else token.startswith("##")
+        name = token.removeprefix("##").removeprefix(SPACE)
+        if follows and words:
+            words[-1] = (words[-1][0] + name, [*words[-1][1], piece])
         else:
-            words.append((token, [piece]))
+            words.append((name, [piece]))
     return [WordAttention(word, np.mean(pieces, 0)) for word, pieces in words]
 
 

@@ -49,6 +49,11 @@ def summary(run: Run) -> list[Row]:
 LOSSES_HEAD = ("objective", "training", "validation", "best constant", "accuracy", "constant's")
 
 
+def objective_name(name: str, negatives: str | None) -> str:
+    """Returns how tables call an objective: of ITM, which mismatched pairs it was measured on."""
+    return f"{name}, hard negatives ({negatives})" if negatives not in (None, "loader") else name
+
+
 def losses(run: Run) -> list[Row]:
     """Returns a row an objective under `LOSSES_HEAD`; a cell that was never measured is empty."""
 
@@ -58,15 +63,25 @@ def losses(run: Run) -> list[Row]:
 
     return [
         (
-            name,
+            objective_name(name, getattr(table_, "negatives", None)),
             last(f"loss/{name}"),
             last(f"validation/loss/{name}"),
             last(f"validation/constant/{name}"),
             last(f"validation/metrics/{name}/accuracy"),
             last(f"validation/constant/{name}/accuracy"),
         )
-        for name in run.recipe.objectives.enabled()
+        for name, table_ in run.recipe.objectives.enabled().items()
     ]
+
+
+GATES_HEAD = ("pair of the fusion plan", "image reads text", "text reads image")
+
+
+def gates(run: Run) -> list[Row]:
+    """Returns a row a fused pair under `GATES_HEAD`: its gates at the last log step; empty without gates."""
+    pairs = sorted(int(name.rsplit("/", 1)[1]) for name in run.names() if name.startswith("gates/image/"))
+    found = [(str(k), run.last(f"gates/image/{k}"), run.last(f"gates/text/{k}")) for k in pairs]
+    return [(k, *("" if value is None else value for value in values)) for k, *values in found]
 
 
 def scores(run: Run) -> list[Row]:
@@ -77,7 +92,8 @@ def scores(run: Run) -> list[Row]:
 def _flat(value: object, name: str) -> Iterator[Row]:
     if isinstance(value, dict) and "interval_95" in value:
         low, high = value["interval_95"]
-        yield name, f"{value['value']:.1%} (95%: {low:.1%} to {high:.1%}, of {value['total']})"
+        chance = f", chance {value['chance']:.1%}" if "chance" in value else ""
+        yield name, f"{value['value']:.1%} (95%: {low:.1%} to {high:.1%}, of {value['total']}{chance})"
     elif isinstance(value, dict):
         for key, inner in value.items():
             yield from _flat(inner, f"{name}/{key}" if name else str(key))
@@ -118,9 +134,11 @@ def page(run: Run) -> str:
     """Returns the report."""
     name = html.escape(run.folder.resolve().name)
     split = [(part, f"{share:.1%}") for part, share in time_split(run).items()] or [("not recorded", "")]
+    fusion = [("Gates of the fusion", table.to_html(GATES_HEAD, rows))] if (rows := gates(run)) else []
     sections = [
         ("Summary", table.to_html(("", "value"), summary(run))),
         ("Losses", table.to_html(LOSSES_HEAD, losses(run))),
+        *fusion,
         ("Scores", _scores_section(run)),
         ("Curves", f'<div class="pictures">{"".join(_pictures(run))}</div>'),
         ("Time split of a step", table.to_html(("part", "share"), split)),

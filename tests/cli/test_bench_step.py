@@ -1,6 +1,7 @@
 """`dsvlp bench step`: what is decided before a process measures, and what is printed after."""
 
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -56,6 +57,54 @@ def test_several_processes_are_started_with_the_same_settings(launched, tmp_path
 def test_processes_that_do_not_divide_the_batch_start_nothing(launched):
     done = CliRunner().invoke(bench_step.command, ["tiny_svl", "--nproc", "3"])
     assert isinstance(done.exception, RecipeError) and not launched
+
+
+def test_a_variant_is_the_recipe_with_further_overrides_or_another_recipe_under_the_same():
+    base = ("batch.micro_pairs=2",)
+    for text, expected in {
+        "engine.share_prefixes=false": ("fiber", "batch.micro_pairs=2", "engine.share_prefixes=false"),
+        "meter optimizer.lr=1e-4": ("meter", "batch.micro_pairs=2", "optimizer.lr=1e-4"),
+        "'data.train=[]'": ("fiber", "batch.micro_pairs=2", "data.train=[]"),
+    }.items():
+        assert bench_step.variant("fiber", base, text) == expected
+
+
+def test_variants_take_turns_and_stand_side_by_side(launched, monkeypatch, tmp_path):
+    rates = iter([4.0, 2.0, 6.0, 2.5, 5.0, 1.5])
+    turns = []
+
+    def launch(command, processes):
+        turns.append(("engine.precision=bf16" in command, processes, command[command.index("--repeats") + 1]))
+        path = command[command.index("--json") + 1]
+        Path(path).write_text(json.dumps(result(pairs=next(rates))))
+        return 0
+
+    monkeypatch.setattr(local, "launch", launch)
+    out = tmp_path / "out.json"
+    options = ["--nproc", "2", "--repeats", "3", "--no-update", "--json", str(out)]
+    done = CliRunner().invoke(
+        bench_step.command, ["tiny_svl", "--against", "engine.precision=bf16", *options]
+    )
+    assert done.exit_code == 0, done.output
+    assert turns == [(False, 2, "1"), (True, 2, "1")] * 3
+    saved = json.loads(out.read_text())["variants"]
+    rows = {name: one["figures"][0] for name, one in saved.items()}
+    assert rows["tiny_svl"]["values"] == [4.0, 6.0, 5.0]
+    assert rows["tiny_svl engine.precision=bf16"]["median"] == 2.0
+    (line,) = (line for line in done.output.splitlines() if line.startswith("pairs"))
+    assert line.split() == ["pairs", "ms", "5", "4", "to", "6", "2", "1.5", "to", "2.5", "0.400"]
+
+
+def test_a_variant_that_fails_ends_the_comparison_with_its_code(launched, monkeypatch):
+    monkeypatch.setattr(local, "launch", lambda command, processes: 3)
+    done = CliRunner().invoke(bench_step.command, ["tiny_svl", "--against", "batch.micro_pairs=16"])
+    assert done.exit_code == 3
+
+
+def test_a_variant_that_is_no_recipe_starts_nothing(launched):
+    for text in ("tiny_nothing", "engine.precision=fp8"):
+        done = CliRunner().invoke(bench_step.command, ["tiny_svl", "--against", text])
+        assert isinstance(done.exception, RecipeError) and not launched
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "figures": []}'])

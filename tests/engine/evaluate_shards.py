@@ -13,8 +13,8 @@ from dsvlp import dist, recipe, system
 from dsvlp.data.loader import Loader, open_data
 from dsvlp.engine.evaluate import evaluate
 from dsvlp.engine.inference import Inference
-from dsvlp.engine.probes import word_accuracy
-from dsvlp.engine.retrieval import score_all_pairs
+from dsvlp.engine.probes import match_accuracy, word_accuracy
+from dsvlp.engine.retrieval import Gallery
 
 
 def main(name: str, folder: Path, overrides: list[str]) -> None:
@@ -32,14 +32,20 @@ def main(name: str, folder: Path, overrides: list[str]) -> None:
         with batches(37) as some:
             losses = evaluate(engine, model, some, dict.fromkeys(model.objectives, 1.0))
         with batches(23) as some:
-            matrix = score_all_pairs(engine, some, chunk_pairs=29)
+            gallery = Gallery(engine, some, chunk_pairs=29)
+        matrices = {"cosines": gallery.similarities(), "every": gallery.matches()}
+        matrices["wanted"] = gallery.names.candidates(matrices["cosines"], "all", 2)
+        matrices["chosen"] = gallery.matches(matrices["wanted"])
+        with batches(37) as some:
+            matching = match_accuracy(engine, some)
         alone = Inference(system.System(model.model, {"mlm": model.objectives["mlm"]}), "fp32", engine.device)
         with batches(23) as some:
             words = word_accuracy(alone, model.objectives["mlm"], some, list(range(5, 60)))
     if dist.rank() == 0:
         counts = [words.with_picture.total, words.with_picture.hits, words.without_picture.hits]
-        (folder / f"{name}.json").write_text(json.dumps({"losses": losses, "words": counts}))
-        np.savez(folder / f"{name}.npz", **vars(matrix))
+        results = {"losses": losses, "words": counts, "matching": [matching.hits, matching.total]}
+        (folder / f"{name}.json").write_text(json.dumps(results))
+        np.savez(folder / f"{name}.npz", **vars(gallery.names), **matrices)
 
 
 if __name__ == "__main__":

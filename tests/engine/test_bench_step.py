@@ -10,7 +10,7 @@ import pytest
 
 from dsvlp import recipe
 from dsvlp.accounting import flops
-from dsvlp.engine.bench_figures import Measured, Repeat, figures
+from dsvlp.engine.bench_figures import GROWTH, Measured, Repeat, figures
 from dsvlp.types import DataFacts
 from tests.engine.processes import environment
 
@@ -33,7 +33,7 @@ FACTS = DataFacts(vocabulary=100, pad_id=0, cls_id=1, sep_id=2, mask_id=3)
 
 def repeat(wall: float, forward: float, tokens: float = 12.0) -> Repeat:
     parts = {"data": 0.1, "forward": forward}
-    return Repeat(parts, {"spl/waiting": 0.01}, wall, 2 * wall, tokens, memory_gib=wall)
+    return Repeat(parts, {"spl/waiting": 0.01}, wall, 2 * wall, tokens, memory_gib=wall, growth_gib=wall / 2)
 
 
 def rows(recipe_: recipe.Recipe, *ranks: Measured) -> dict[str, list[float]]:
@@ -71,6 +71,31 @@ def test_real_steps_are_measured_written_and_compared_with_themselves(tmp_path):
     assert 3 < found["real text length"]["median"] < 24
     assert result["settings"]["accumulation"] == 2
     assert "pairs/s" in done.stdout and f"torch {result['versions']['torch']}" in done.stdout
+
+
+def test_forward_and_backward_alone_are_compared_in_turns_with_counted_flops_and_memory(tmp_path):
+    saved = tmp_path / "saved.json"
+    overrides = [part for part in TINY if "queries" not in part and "spl" not in part]
+    command = [sys.executable, "-m", "dsvlp", "bench", "step", "tiny_svl", *overrides, "--no-update"]
+    lengths = ["--steps", "1", "--warmup", "1", "--repeats", "1", "--count-flops", "--nproc", "1"]
+    done = subprocess.run(
+        [*command, *lengths, "--against", "model.image.layers=3", "--json", str(saved)],
+        env=environment(tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache")),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    one, three = (
+        {figure["name"]: figure["median"] for figure in variant["figures"]}
+        for variant in json.loads(saved.read_text())["variants"].values()
+    )
+    for found in (one, three):
+        assert 0 < found[GROWTH] < found["peak memory, resident, largest process"]
+        full = next(value for name, value in found.items() if name.startswith("model FLOPs a pair, 2"))
+        assert found["executed FLOPs a pair, counted"] == pytest.approx(full, rel=0.1)
+    assert three["executed FLOPs a pair, counted"] > one["executed FLOPs a pair, counted"]
 
 
 def test_seconds_are_means_over_the_ranks_and_the_rate_is_that_of_the_slowest():

@@ -11,14 +11,21 @@ from dsvlp.data.loader import Loader, open_data
 from dsvlp.data.synthetic import relation_pairs
 from dsvlp.engine.evaluate import evaluate
 from dsvlp.engine.inference import Inference, load_weights
-from dsvlp.engine.probes import hide_one_word, picture, relation_accuracy, single_tokens
-from dsvlp.engine.retrieval import score_all_pairs
+from dsvlp.engine.probes import hide_one_word, match_accuracy, picture, relation_accuracy, single_tokens
+from dsvlp.engine.retrieval import Gallery
 from dsvlp.errors import CheckpointError, RunError
-from dsvlp.system import MatchRequest, TrainRequest
+from dsvlp.passes import select
+from dsvlp.system import EmbedRequest, ImageRequest, MatchRequest, TextRequest, TrainRequest
 from tests.engine.processes import run
 from tests.engine.test_train import SMALL
 
-SETTINGS = [*SMALL, "batch.micro_pairs=4", "batch.global_pairs=16", "objectives.ssul.cell=16"]
+SETTINGS = [
+    *SMALL,
+    "batch.micro_pairs=4",
+    "batch.global_pairs=16",
+    "objectives.ssul.cell=16",
+    "objectives.itc.view=clean",
+]
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +63,19 @@ def test_two_processes_measure_what_one_measures(folder, world):
     assert one["losses"]["count/itm"] == two["losses"]["count/itm"] == 37
     assert one["words"] == two["words"] and one["words"][0] > 10
     first, second = (np.load(folder / f"{name}.npz") for name in ("one", "two"))
-    for field in ("image_of_text", "image_rows", "samples"):
+    for field in ("image_of_text", "image_rows", "samples", "wanted"):
         assert first[field].tolist() == second[field].tolist()
-    assert np.allclose(first["scores"], second["scores"], atol=1e-6)
+    for field in ("cosines", "every", "chosen"):
+        assert np.allclose(first[field], second[field], atol=1e-6), field
+    assert one["matching"] == two["matching"] and one["matching"][1] > 60
 
 
 def test_cached_scores_are_those_of_each_pair_by_itself(world):
     _, _, model = world
     some = batches(world, 9)
     engine = engine_of(model)
-    matrix = score_all_pairs(engine, some, chunk_pairs=7)
+    gallery = Gallery(engine, some, chunk_pairs=7)
+    names, scores = gallery.names, gallery.matches()
     images, texts = {}, {}
     for batch in some:
         for pair in torch.nonzero(batch.weight > 0).flatten().tolist():
@@ -75,28 +85,76 @@ def test_cached_scores_are_those_of_each_pair_by_itself(world):
                 batch.text_ids[text : text + 1],
                 batch.text_mask[text : text + 1],
             )
-    assert sorted(images) == matrix.image_rows.tolist() and sorted(texts) == matrix.samples.tolist()
+    assert sorted(images) == names.image_rows.tolist() and sorted(texts) == names.samples.tolist()
+    cosines = gallery.similarities()
+    wanted = np.random.default_rng(0).random(scores.shape) < 0.3
+    chosen = gallery.matches(wanted)
+    assert np.isneginf(chosen[~wanted]).all() and np.allclose(chosen[wanted], scores[wanted], atol=1e-6)
     with torch.no_grad():
-        for row, image in enumerate(matrix.image_rows):
-            for column, sample in enumerate(matrix.samples):
-                states = model.model.encode_image(images[image])
-                _, score = engine(MatchRequest(states, model.model.encode_text(*texts[sample])))
-                assert matrix.scores[row, column] == pytest.approx(score.item(), abs=1e-5)
+        for row, image in enumerate(names.image_rows):
+            for column, sample in enumerate(names.samples):
+                image_states = model.model.encode_image(images[image])
+                text_states = model.model.encode_text(*texts[sample])
+                _, score = engine(MatchRequest(image_states, text_states))
+                assert scores[row, column] == pytest.approx(score.item(), abs=1e-5)
+                one, other = engine(EmbedRequest(image_states, text_states))
+                assert cosines[row, column] == pytest.approx(float((one * other).sum()), abs=1e-5)
 
 
 def test_first_captions_are_a_part_of_all(world):
     _, _, model = world
     some = batches(world, 60)
-    every = score_all_pairs(engine_of(model), some, 64)
-    first = score_all_pairs(engine_of(model), some, 64, captions="first")
-    assert len(first.samples) == len(first.image_rows) < len(every.samples)
-    assert first.recalls("first") == every.recalls("first")
+    every = Gallery(engine_of(model), some, 64)
+    first = Gallery(engine_of(model), some, 64, captions="first")
+    assert len(first.names.samples) == len(first.names.image_rows) < len(every.names.samples)
+    recalls = [one.names.recalls(one.similarities(), "first") for one in (first, every)]
+    assert recalls[0] == recalls[1]
+
+
+def test_reranking_scores_the_candidates_of_both_directions_and_equals_scoring_everything(world):
+    _, _, model = world
+    gallery = Gallery(engine_of(model), batches(world, 60), 64)
+    names, cosines, everything = gallery.names, gallery.similarities(), gallery.matches()
+    for captions in ("first", "all"):
+        wanted = names.candidates(cosines, captions, 3)
+        chosen = gallery.matches(wanted)
+        assert wanted.sum() <= 3 * sum(cosines.shape)
+        found = names.recalls_reranked(cosines, chosen, captions, 3)
+        assert found == names.recalls_reranked(cosines, everything, captions, 3)
+        for cut in ("TR@5", "IR@5", "TR@10", "IR@10"):  # the first three stay the first three
+            assert found[cut] == names.recalls(cosines, captions)[cut]
+        whole = len(names.samples)
+        assert names.recalls_reranked(cosines, everything, captions, whole) == names.recalls(
+            everything, captions
+        )
+
+
+def test_matching_random_texts_agrees_with_each_pair_by_itself(world):
+    _, _, model = world
+    some, engine = batches(world, 10), engine_of(model)
+    right = total = 0
+    for batch in some:
+        image, text = engine(ImageRequest(batch.images)), engine(TextRequest(batch.text_ids, batch.text_mask))
+        for pair, other in enumerate([1, 2, 3, 0]):
+            for partner in (pair, other):
+                rows = batch.pairs[[pair], 0], batch.pairs[[partner], 1]
+                same_image = partner != pair and batch.rows[pair] == batch.rows[other]
+                if not batch.weight[[pair, partner]].all() or same_image:
+                    continue
+                _, logit = engine(MatchRequest(select(image, rows[0]), select(text, rows[1])))
+                right += int((logit.item() > 0) == (partner == pair))
+                total += 1
+    found = match_accuracy(engine, some)
+    assert (found.hits, found.total, found.chance) == (right, total, 0.5)
+    assert 10 < total <= 20
 
 
 def test_losses_are_means_over_all_targets_and_stand_beside_their_constant(world):
     _, _, model = world
     some = batches(world, 10)  # three micro-batches of 4: the last is padded
-    found = evaluate(engine_of(model), model, some, {"itm": 2.0, "mlm": 1.0, "ssul": 1.0, "segl": 1.0})
+    found = evaluate(
+        engine_of(model), model, some, {"itc": 1.0, "itm": 2.0, "mlm": 1.0, "ssul": 1.0, "segl": 1.0}
+    )
     sums = dict.fromkeys(model.objectives, (0.0, 0.0))
     with torch.no_grad():
         for batch in some:
@@ -105,7 +163,7 @@ def test_losses_are_means_over_all_targets_and_stand_beside_their_constant(world
     for name, (value, count) in sums.items():
         assert found[f"loss/{name}"] == pytest.approx(value / count, rel=1e-6)
     assert found["count/itm"] == 10
-    expected = 2 * found["loss/itm"] + sum(found[f"loss/{name}"] for name in ("mlm", "ssul", "segl"))
+    expected = 2 * found["loss/itm"] + sum(found[f"loss/{name}"] for name in ("itc", "mlm", "ssul", "segl"))
     assert found["loss/total"] == pytest.approx(expected)
     assert found["constant/itm"] <= np.log(2) + 1e-6 and 0.5 <= found["constant/itm/accuracy"] < 1
     assert all(found[f"constant/{name}"] > 0 for name in sums)
@@ -115,7 +173,7 @@ def test_no_data_is_an_error_of_ours(world):
     with pytest.raises(RunError, match="no batch"):
         evaluate(engine_of(world[2]), world[2], [], {})
     with pytest.raises(RunError, match="no batch"):
-        score_all_pairs(engine_of(world[2]), [], 8)
+        Gallery(engine_of(world[2]), [], 8)
 
 
 def test_one_wanted_word_a_text_is_hidden_and_it_is_the_target(world):

@@ -54,3 +54,70 @@ def test_masked_words_stand_beside_the_models_guesses():
     )
     text = pictures.masked_captions(shown, "joint", lambda ids: [names[i] for i in ids])
     assert text == "* a ~~blue~~ **red** star\n* a red **star**"
+
+
+def negatives(drawn, predictions):
+    images = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 3, 40, 40)
+    view = SimpleNamespace(
+        images=images,
+        fetched=None,
+        pairs=torch.tensor([[0, 0], [1, 1], [2, 2]]),
+        text_ids=torch.tensor([[1, 4, 2], [1, 5, 2], [1, 6, 2]]),
+        text_mask=torch.ones(3, 3).bool(),
+        special_mask=torch.tensor([[True, False, True]] * 3),
+    )
+    shown = SimpleNamespace(
+        prepared=SimpleNamespace(views={"clean": view}),
+        predictions={"itm": torch.tensor([1, 1, 1, *predictions])},
+        drawn={"itm": torch.tensor(drawn)},
+    )
+    asked = []
+    names = {4: "red", 5: "blue", 6: "star"}
+
+    def tokens(ids):
+        asked.append([names[i] for i in ids.tolist()])
+        return asked[-1]
+
+    return pictures.hard_negatives(shown, "clean", tokens), asked, images
+
+
+def test_a_hard_negative_stands_beside_its_pair_coloured_by_itms_answer():
+    drawn = [
+        [0, 1],
+        [1, 2],
+        [2, 0],
+        [2, 0],
+        [0, 1],
+        [1, 2],
+    ]  # images with other texts, other images with texts
+    grid, asked, images = negatives(drawn, [0, 1, 0, 1, 0, 0])
+    height = 40 + pictures.GAP
+    assert grid.shape == (3 * height, 4 + 2 * height + pictures.GAP + pictures.PANEL, 3)
+    assert asked == [["red"], ["blue"], ["blue"], ["star"], ["star"], ["red"]]
+    for row, other in enumerate([2, 0, 1]):
+        first, second = 4 + pictures.GAP, 4 + 2 * pictures.GAP + 40
+        for column, image in ((first, row), (second, other)):
+            assert np.array_equal(grid[row * height, column], pictures.to_pixels(images[image])[0, 0])
+    bars = [tuple(grid[row * height, 0]) for row in range(3)]
+    assert bars == [pictures.SWAPPED, pictures.MATCHED, pictures.MATCHED]
+    panels = [grid[row * height :][:40, -pictures.PANEL :].astype(int) for row in range(3)]
+    reddish = [bool((panel[..., 0] - panel[..., 1] > 60).any()) for panel in panels]
+    assert reddish == [False, True, False]
+
+
+def test_negatives_of_other_ranks_are_left_out():
+    drawn = [[0, 1], [1, 7], [2, 0], [2, 0], [0, 1], [5, 2]]
+    grid, asked, _ = negatives(drawn, [0] * 6)
+    assert len(grid) == 40 + pictures.GAP and asked == [["red"], ["blue"]]
+    grid, asked, _ = negatives([[0, 9]] * 6, [0] * 6)
+    assert grid.size and not asked
+
+
+def test_the_pieces_of_a_caption_are_joined_as_its_tokenizer_cut_them():
+    view = SimpleNamespace(
+        text_ids=torch.zeros(1, 5).long(),
+        text_mask=torch.ones(1, 5).bool(),
+        special_mask=torch.tensor([[True, False, False, False, True]]),
+    )
+    for pieces in (["tri", "##angle", "here"], ["tri", "angle", "\u0120here"]):
+        assert pictures.caption(view, 0, lambda ids, pieces=pieces: pieces[: len(ids)]) == "triangle here"

@@ -43,6 +43,23 @@ def test_a_share_stands_with_its_interval_and_sample_size(folder):
     share = {"value": 0.5, "interval_95": [0.4, 0.6], "total": 96}
     (folder / "scores.json").write_text(json.dumps({"retrieval": {"tr_r1": share}}))
     assert html.scores(run.read(folder)) == [("retrieval/tr_r1", "50.0% (95%: 40.0% to 60.0%, of 96)")]
+    (folder / "scores.json").write_text(json.dumps({"tr_r1": {**share, "chance": 0.005}}))
+    text = "50.0% (95%: 40.0% to 60.0%, of 96, chance 0.5%)"
+    assert html.scores(run.read(folder)) == [("tr_r1", text)]
+
+
+def test_gates_stand_a_pair_a_row_and_only_where_there_are_any(folder):
+    assert html.gates(run.read(folder)) == [] and "Gates" not in html.page(run.read(folder))
+    values = {
+        f"gates/{side}/{k}": k + part for side, part in (("image", 0.25), ("text", 0.5)) for k in (9, 10)
+    }
+    with (folder / "metrics.jsonl").open("w") as lines:
+        for step, factor in ((1, 0.0), (2, 1.0)):
+            line = {"step": step, "samples": step, **{name: factor * v for name, v in values.items()}}
+            lines.write(json.dumps(line) + "\n")
+    told = run.read(folder)
+    assert html.gates(told) == [("9", 9.25, 9.5), ("10", 10.25, 10.5)]
+    assert "Gates of the fusion" in html.page(told)
 
 
 def test_text_from_a_run_cannot_become_markup(folder):

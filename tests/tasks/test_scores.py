@@ -58,6 +58,39 @@ def test_an_image_without_a_text_is_refused():
         scores.retrieval(np.zeros((2, 2), np.float32), np.array([0, 0]))
 
 
+def test_reranking_orders_the_first_k_anew_and_leaves_the_rest_behind_them():
+    rng = np.random.default_rng(0)
+    first = rng.integers(0, 5, (30, 12)).astype(np.float32)
+    second = rng.integers(0, 3, (30, 12)).astype(np.float32)
+    for k in (1, 4, 12, 20):
+        found = scores.reranked(first, second, k)
+        for row in range(30):
+            order = sorted(range(12), key=lambda j: (-first[row, j], j))
+            top = sorted(order[:k], key=lambda j: (-second[row, j], order.index(j)))
+            assert np.argsort(-found[row]).tolist() == top + order[k:]
+
+
+def test_reranking_reads_no_more_than_the_candidates():
+    rng = np.random.default_rng(1)
+    first, second = rng.random((9, 20)), rng.random((9, 20)).astype(np.float32)
+    read = scores.best_candidates(first, 5)
+    assert read.sum(1).tolist() == [5] * 9
+    unread = np.where(read, second, -np.inf)
+    assert np.array_equal(scores.reranked(first, unread, 5), scores.reranked(first, second, 5))
+    with pytest.raises(RunError, match="9 of 54 match scores are not finite"):
+        scores.reranked(first, unread, 6)
+
+
+def test_chance_is_what_random_scores_reach_on_average():
+    image_of_text = np.array([0, 0, 0, 1, 1, 2, 3, 3, 4])
+    rng = np.random.default_rng(2)
+    drawn = [scores.retrieval(rng.random((5, 9)), image_of_text, ks=(1, 4)) for _ in range(3000)]
+    for name, share in drawn[0].items():
+        assert np.mean([one[name].value for one in drawn]) == pytest.approx(share.chance, abs=0.02), name
+    assert scores.retrieval(np.eye(200), np.arange(200))["TR@1"].chance == pytest.approx(1 / 200)
+    assert scores.retrieval(np.eye(3), np.arange(3))["TR@10"].chance == 1.0
+
+
 def test_the_interval_holds_the_true_share_in_about_95_of_100_samples():
     rng = np.random.default_rng(0)
     for true in (0.05, 0.5, 0.9):
