@@ -18,11 +18,11 @@ from torch import Tensor
 
 from dsvlp.data.augment import Crop, draw_crops, forbids_flip, whole
 from dsvlp.data.bad import BadImages
-from dsvlp.data.dataset import Dataset
 from dsvlp.data.decode import BadImage
 from dsvlp.data.pictures import Job, Pictures, Studio, padded_boxes
 from dsvlp.data.plan import Groups, Plan, Stream
-from dsvlp.data.rows import RowReader, StoredRow
+from dsvlp.data.rows import StoredRow
+from dsvlp.data.sources import Sources
 from dsvlp.data.text import Tokenizer
 from dsvlp.errors import DataError
 from dsvlp.recipe import Augment
@@ -60,9 +60,8 @@ class BatchBuilder:
     """Makes micro-batches. One thread calls it.
 
     Args:
-        datasets: the sources, in the stream's order.
+        sources: the data sets, in the stream's order.
         stream: where substitutes of bad images come from.
-        readers: a reader of each source.
         studio: makes the pictures; not closed here.
         texts: tokenizer and lengths.
         augment: None: evaluation; bad images then count nothing instead of being replaced, so that no
@@ -73,20 +72,17 @@ class BatchBuilder:
 
     def __init__(
         self,
-        datasets: Sequence[Dataset],
+        sources: Sources,
         stream: Stream,
-        readers: Sequence[RowReader],
         studio: Studio,
         texts: Texts,
         augment: Augment | None,
         keep_area: float,
         bad: BadImages,
     ) -> None:
-        self._datasets, self._stream, self._readers = datasets, stream, readers
+        self._sources, self._stream = sources, stream
         self._studio, self._texts, self._augment = studio, texts, augment
         self._keep_area, self._bad = keep_area, bad
-        self._first_row = _starts([dataset.images for dataset in datasets])
-        self._first_sample = _starts([dataset.samples_count for dataset in datasets])
 
     def start(self, plan: Plan) -> _Started:
         """Begins a micro-batch."""
@@ -110,33 +106,16 @@ class BatchBuilder:
         return self._assemble(started.plan, started.pictures)
 
     def _jobs(self, groups: Groups, places: Sequence[int]) -> list[Job]:
-        rows = self._read(groups)
-        crops = self._crops(groups, rows)
-        names = [
-            f"{self._datasets[source].path.name}/{self._datasets[source].image_id(int(row))}"
-            for source, row in zip(groups.source, groups.rows, strict=True)
-        ]
-        return [Job(*parts) for parts in zip(rows, crops, places, names, strict=True)]
-
-    def _read(self, groups: Groups) -> list[StoredRow]:
-        out: list[StoredRow | None] = [None] * len(groups.rows)
-        for source in np.unique(groups.source):
-            places = np.flatnonzero(groups.source == source)
-            for place, row in zip(places, self._readers[source].read(groups.rows[places]), strict=True):
-                out[place] = row
-        return out  # type: ignore[return-value]
+        rows = self._sources.read(groups.source, groups.rows)
+        names = self._sources.names(groups.source, groups.rows)
+        return [Job(*parts) for parts in zip(rows, self._crops(groups, rows), places, names, strict=True)]
 
     def _crops(self, groups: Groups, rows: Sequence[StoredRow]) -> list[Crop]:
-        size, augment = self._studio.size, self._augment
-        if augment is None:
+        size = self._studio.size
+        if self._augment is None:
             return [whole(row.height, row.width, size) for row in rows]
-        captions = self._own_texts(groups)
-        k = groups.samples.shape[1]
-        allowed = [augment.flip and not forbids_flip(text, augment.flip_text_words) for text in captions]
-        may_flip = np.logical_and.reduce(np.array(allowed).reshape(-1, k), axis=1)
-        heights, widths = (np.array([getattr(row, side) for row in rows]) for side in ("height", "width"))
         keys = self._stream.image_keys(groups)
-        return draw_crops(keys, heights, widths, may_flip, size, augment.scale)
+        return training_crops(keys, rows, self._own_texts(groups), size, self._augment)
 
     def _replace(self, started: _Started, place: int) -> None:
         """Puts another group in the place of one whose image is bad; in evaluation, weight 0."""
@@ -170,7 +149,7 @@ class BatchBuilder:
         pairs = torch.arange(count * k)
         ids, mask, special = self._encode(plan)
         boxes = padded_boxes(pictures.boxes, self._keep_area) if self._studio.boxes else (None, None)
-        samples = groups.samples + self._first_sample[groups.source][:, None]
+        samples = self._sources.sample_numbers(groups.source[:, None], groups.samples)
         return Batch(
             images=pictures.images,
             text_ids=ids,
@@ -186,28 +165,36 @@ class BatchBuilder:
             boxes_cxcywh=boxes[0],
             box_labels=boxes[1],
             samples=torch.from_numpy(samples.reshape(-1)),
-            rows=torch.from_numpy(groups.rows + self._first_row[groups.source]),
+            rows=torch.from_numpy(self._sources.row_numbers(groups.source, groups.rows)),
         )
 
     def _encode(self, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
         """Returns ids, mask and special mask [T, L]: the pairs' own texts, then their partners'."""
         texts = self._own_texts(plan.groups)
         if self._texts.swap:
-            texts += self._caption_texts(plan.partner_source, plan.partner_sample)
+            texts += self._sources.texts(plan.partner_source, plan.partner_sample)
         ids, mask, special = self._texts.tokenizer.encode(texts, self._texts.max_length)
         return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(special)
 
     def _own_texts(self, groups: Groups) -> list[str]:
         k = groups.samples.shape[1]
-        return self._caption_texts(np.repeat(groups.source, k), groups.samples.reshape(-1))
-
-    def _caption_texts(self, sources: np.ndarray, samples: np.ndarray) -> list[str]:
-        return [
-            self._datasets[source].text(int(self._datasets[source].samples["text"][sample]))
-            for source, sample in zip(sources.tolist(), samples.tolist(), strict=True)
-        ]
+        return self._sources.texts(np.repeat(groups.source, k), groups.samples.reshape(-1))
 
 
-def _starts(counts: Sequence[int]) -> np.ndarray:
-    """Returns where each source's numbers begin when the sources are numbered through, int64 [sources]."""
-    return np.cumsum([0, *counts[:-1]], dtype=np.int64)
+def training_crops(
+    keys: np.ndarray, rows: Sequence[StoredRow], captions: Sequence[str], size: int, augment: Augment
+) -> list[Crop]:
+    """Returns the training crops of images, drawn from their keys.
+
+    Args:
+        keys: int64 [I].
+        rows: the stored images.
+        captions: equally many of each image, image by image; one that a mirror image would make wrong
+            forbids the flip.
+        size: S.
+        augment: the recipe's table.
+    """
+    allowed = [augment.flip and not forbids_flip(text, augment.flip_text_words) for text in captions]
+    may_flip = np.logical_and.reduce(np.array(allowed, bool).reshape(len(rows), -1), axis=1)
+    heights, widths = (np.array([getattr(row, side) for row in rows]) for side in ("height", "width"))
+    return draw_crops(keys, heights, widths, may_flip, size, augment.scale)

@@ -21,15 +21,16 @@ from dsvlp.data.bad import BadImages
 from dsvlp.data.batches import BatchBuilder, Texts
 from dsvlp.data.dataset import Dataset
 from dsvlp.data.decode import CPUDecoder
+from dsvlp.data.fetch import Fetcher
 from dsvlp.data.fit import check_annotations, choose_tokenizer, facts
 from dsvlp.data.pictures import Studio
 from dsvlp.data.plan import Plan, Stream, plan
 from dsvlp.data.prefetch import Prefetcher
-from dsvlp.data.rows import RowReader
+from dsvlp.data.sources import Sources
 from dsvlp.data.synthetic import ensure_world
 from dsvlp.data.text import Tokenizer
 from dsvlp.errors import DataError, RunError
-from dsvlp.recipe import Recipe, accumulation, micro_pairs, swaps_texts
+from dsvlp.recipe import Recipe, accumulation, fetches_negatives, micro_pairs, swaps_texts
 from dsvlp.seed import key_of
 from dsvlp.types import Batch, DataFacts
 
@@ -196,9 +197,8 @@ class Loader:
             boxes=self._datasets[0].boxes if "boxes" in needs else None,
         )
         builder = BatchBuilder(
-            self._datasets,
+            Sources(self._datasets, needs, recipe.data.open_shards),
             self._stream,
-            [RowReader(dataset, needs, recipe.data.open_shards) for dataset in self._datasets],
             self._studio,
             Texts(self._tokenizer, recipe.model.text.max_length, swap=swaps_texts(recipe)),
             recipe.data.augment if self._training else None,
@@ -255,6 +255,7 @@ class Data:
 
     Attributes:
         train: this rank's training loader.
+        fetcher: brings ITM's negatives again where they come from ITC's queue, else None.
         datasets: the training sources.
         held_out: the validation data set, or None.
         tokenizer: the tokenizer.
@@ -267,6 +268,12 @@ class Data:
     held_out: Dataset | None
     tokenizer: Tokenizer
     facts: DataFacts
+    fetcher: Fetcher | None = None
+
+    @property
+    def bad_images(self) -> int:
+        """Returns how many images of the training data could not be used so far."""
+        return self.train.bad.total + (self.fetcher.bad.total if self.fetcher is not None else 0)
 
     @property
     def has_validation(self) -> bool:
@@ -296,6 +303,8 @@ class Data:
 
     def __exit__(self, *_: object) -> None:
         self.train.close()
+        if self.fetcher is not None:
+            self.fetcher.close()
 
 
 def open_data(recipe: Recipe, cache: Path | None = None) -> Data:
@@ -319,8 +328,11 @@ def open_data(recipe: Recipe, cache: Path | None = None) -> Data:
     checked = Dataset.open(held_out, verify="quick") if held_out is not None else None
     check_annotations(recipe, [*datasets, checked] if checked is not None else datasets)
     tokenizer = choose_tokenizer(recipe, datasets)
-    train = Loader(recipe, datasets, tokenizer, rank=dist.rank(), world=dist.world_size(), split="train")
-    return Data(recipe, train, datasets, checked, tokenizer, facts(datasets, tokenizer))
+    world, fetcher = dist.world_size(), None
+    train = Loader(recipe, datasets, tokenizer, rank=dist.rank(), world=world, split="train")
+    if fetches_negatives(recipe):
+        fetcher = Fetcher(recipe, datasets, tokenizer, accumulation(recipe, world), world)
+    return Data(recipe, train, datasets, checked, tokenizer, facts(datasets, tokenizer), fetcher)
 
 
 def cache_folder() -> Path:

@@ -55,7 +55,7 @@ class ITM(Strict):
         "loader",
         description="loader: half of the pairs get another image's text; else each pair brings a negative "
         "image and a negative text, drawn by ITC's similarity from its micro-batch, from those of all ranks, "
-        "or from the queue too",
+        "or from past pairs too (queue: fetched again, and so a step later than in FIBER's code)",
     )
 
 

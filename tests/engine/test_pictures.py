@@ -1,9 +1,11 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 from dsvlp.engine import pictures
+from tests.batches import make_batch, make_fetched
 
 
 def test_normalised_images_come_back_as_the_pixels_they_were():
@@ -121,3 +123,21 @@ def test_the_pieces_of_a_caption_are_joined_as_its_tokenizer_cut_them():
     )
     for pieces in (["tri", "##angle", "here"], ["tri", "angle", "\u0120here"]):
         assert pictures.caption(view, 0, lambda ids, pieces=pieces: pieces[: len(ids)]) == "triangle here"
+
+
+def test_negatives_that_were_fetched_are_shown():
+    fetched = make_fetched(3, image_size=40)
+    view = replace(make_batch(3, image_size=40, partners=False), fetched=fetched)
+    drawn = [[0, 4], [1, 2], [2, 0], [2, 0], [5, 1], [1, 2]]
+    shown = SimpleNamespace(
+        prepared=SimpleNamespace(views={"clean": view}),
+        predictions={"itm": torch.ones(9)},
+        drawn={"itm": torch.tensor(drawn)},
+    )
+    asked = []
+    grid = pictures.hard_negatives(shown, "clean", lambda ids: asked.append(ids.tolist()) or ["word"])
+    real = fetched.text_mask[1] & ~fetched.special_mask[1]
+    assert asked[1] == fetched.text_ids[1][real].tolist()
+    second = 4 + 2 * pictures.GAP + 40
+    shown_image = grid[40 + pictures.GAP :][:40, second : second + 40]
+    assert np.array_equal(shown_image, pictures.to_pixels(fetched.images[2]))

@@ -55,7 +55,7 @@ def keys(theirs) -> list[str]:
     """The official model's sizes as `key=value`; its captioning is left to the import to find."""
     model = config.dump(sizes(theirs, captioning=False))["model"]
     del model["captioning"]
-    return [*leaves(model, "model."), "objectives.itc.queue=6"]
+    return [*leaves(model, "model."), "objectives.itc.queue=6", "objectives.itm.negatives=queue"]
 
 
 def leaves(table: dict, prefix: str) -> list[str]:
@@ -122,9 +122,10 @@ def test_the_official_reranking_head_is_written_as_the_itm_heads_row_of_matches(
         assert torch.equal(found[f"rank_output.{kind}"], found[f"itm_score.fc.{kind}"][1:])
 
 
-def test_a_queue_of_ours_starts_as_it_is_built_and_does_not_go_back(folder):
+def test_queue_and_pool_of_ours_start_as_they_are_built_and_do_not_go_back(folder):
     system = dsvlp.load(folder).trained.system
     assert (system.objectives["itc"].queue.rows == -1).all()
+    assert (system.objectives["itm"].pool.samples == -1).all()
 
 
 def read(path: Path, tokenizer: Path, keys: list[str]):

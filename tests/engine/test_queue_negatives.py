@@ -1,0 +1,73 @@
+"""ITM's negatives from the queue in real runs: two launches, many claims. The worker is `queue_worker.py`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.data.pictures_of_noise import make_dataset, make_tokenizer
+from tests.engine.processes import run
+
+LAYOUTS = ("zero1", "zero3")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
+    """What two processes and one found, by their number."""
+    folder = tmp_path_factory.mktemp("queue")
+    dataset = make_dataset(folder, "noise", [2] * 20)
+    make_tokenizer([dataset]).save(folder / "tokenizer")
+    paths = (str(dataset.path), str(folder / "tokenizer"))
+    for world, layouts in ((2, LAYOUTS), (1, LAYOUTS[:1])):
+        arguments = (",".join(layouts), str(folder), *paths)
+        run("queue_worker.py", *arguments, world=world, scratch=folder, seconds=600)
+    return {world: json.loads((folder / f"queue-{world}.json").read_text()) for world in (1, 2)}
+
+
+def losses(steps: list[dict[str, Any]]) -> list[dict[str, float]]:
+    return [step["losses"] for step in steps]
+
+
+def test_from_the_third_step_on_negatives_come_from_the_queue(results: dict[int, Any]) -> None:
+    steps = results[1]["whole"]["steps"]
+    shares = [step["losses"]["metrics/itm/from_queue"] for step in steps]
+    assert shares[:2] == [0, 0]  # an empty queue draws nothing, then the first pool is drawn
+    assert all(share > 0 for share in shares[2:])
+    assert {sample for pair in steps[0]["pool"] for sample in pair} == {-1}
+    for step in steps[1:]:
+        assert all(0 <= sample < 40 for pair in step["pool"] for sample in pair)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_resumed_run_is_bit_for_bit_the_same(results: dict[int, Any], layout: str) -> None:
+    found = results[2][layout]
+    assert found["parts"]["steps"] == found["whole"]["steps"][3:]
+    assert found["parts"]["digest"] == found["whole"]["digest"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_so_is_one_that_goes_on_after_a_step_that_was_not_finite(
+    results: dict[int, Any], layout: str
+) -> None:
+    found = results[2][layout]
+    assert not found["whole"]["poisoned"]["finite"] and found["whole"]["after"]["finite"]
+    assert found["after"]["steps"] == [found["whole"]["after"]]
+    assert found["after"]["digest"] == found["whole"]["last digest"]
+
+
+def test_two_processes_draw_and_learn_what_one_does(results: dict[int, Any]) -> None:
+    one = results[1]["whole"]["steps"]
+    for layout in LAYOUTS:
+        two = results[2][layout]["whole"]["steps"]
+        assert [step["pool"] for step in one] == [step["pool"] for step in two]
+        for mine, others in zip(losses(one), losses(two), strict=True):
+            assert mine == pytest.approx(others, rel=1e-5, abs=1e-6)
+
+
+def test_one_process_goes_on_from_two_in_another_stage(results: dict[int, Any]) -> None:
+    whole, back = results[2]["zero3"]["whole"]["steps"][3:], results[1]["back"]["steps"]
+    assert [step["pool"] for step in whole] == [step["pool"] for step in back]
+    for mine, others in zip(losses(whole), losses(back), strict=True):
+        assert mine == pytest.approx(others, rel=1e-5, abs=1e-6)
