@@ -102,18 +102,26 @@ class Similarity:
 
 
 class Fused:
-    """Fused states that were asked for; `result` runs whatever is outstanding."""
+    """Fused states that were asked for; `result` runs whatever is outstanding.
+
+    Once settled it forgets the passes, which remember it: a cycle would keep a step's whole graph of
+    activations until the garbage collector comes by.
+    """
 
     def __init__(self, run: Callable[[], None]) -> None:
-        self._run = run
-        self.encoded: Encoded | None = None
+        self._run: Callable[[], None] | None = run
+        self._encoded: Encoded | None = None
+
+    def settle(self, encoded: Encoded) -> None:
+        """Sets the result."""
+        self._encoded, self._run = encoded, None
 
     def result(self) -> Encoded:
         """Returns tokens [B, ., D] of both streams and the pooled feature [B, D]."""
-        if self.encoded is None:
+        if self._run is not None:
             self._run()
-        assert self.encoded is not None
-        return self.encoded
+        assert self._encoded is not None
+        return self._encoded
 
 
 class Passes:
@@ -226,12 +234,12 @@ class Passes:
         asked, self._outstanding = self._outstanding, []
         if not self._share or len(asked) == 1:
             for promise, image, text in asked:
-                promise.encoded = self._model.fuse(image, text)
+                promise.settle(self._model.fuse(image, text))
             return
         sizes = [len(image.tokens) for _, image, _ in asked]
         encoded = self._model.fuse(joined([i for _, i, _ in asked]), joined([t for _, _, t in asked]))
         for (promise, _, _), part in zip(asked, _split(encoded, sizes), strict=True):
-            promise.encoded = part
+            promise.settle(part)
 
     def _remembered(
         self, view: str, first: Tensor, second: Tensor | None, run: Callable[..., States]

@@ -1,5 +1,7 @@
 """Shared prefixes: the same losses and gradients from fewer executed blocks."""
 
+import gc
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -155,3 +157,26 @@ def test_an_image_that_two_views_hold_is_encoded_once(share: bool, runs: int) ->
     for view in ("clean", "masked", "clean"):
         passes.image(view)
     assert model.encoded == ["image"] * runs
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_step_frees_its_passes_without_the_garbage_collector(
+    name: str, share: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, seen = system(RECIPES[name], share), []
+    build_passes = Passes.__init__
+
+    def noted(self: Passes, *arguments: Any, **more: Any) -> None:
+        build_passes(self, *arguments, **more)
+        seen.append(weakref.ref(self))
+
+    monkeypatch.setattr(Passes, "__init__", noted)
+    gc.collect()
+    gc.disable()
+    try:
+        losses = made(TrainRequest(made.prepare(batch(name))))
+        assert losses and len(seen) == 1
+        assert seen[0]() is None
+    finally:
+        gc.enable()

@@ -28,7 +28,7 @@ class Similar:
 
     def ask(self, view: str, pairs: Tensor | None = None, *, gathered: bool = False) -> Fused:
         fused = Fused(lambda: None)
-        fused.encoded = Encoded(pooled=(self.batch.pairs if pairs is None else pairs).float())
+        fused.settle(Encoded(pooled=(self.batch.pairs if pairs is None else pairs).float()))
         if pairs is not None:
             self.asked.append(pairs)
         return fused
