@@ -14,6 +14,8 @@ import torch
 
 from tests.engine.processes import run
 
+pytestmark = pytest.mark.slow
+
 CASES = ("zero1-step", "zero3-step", "zero1-micro_step")
 
 

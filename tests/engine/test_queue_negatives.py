@@ -10,6 +10,8 @@ import pytest
 from tests.data.pictures_of_noise import make_dataset, make_tokenizer
 from tests.engine.processes import run
 
+pytestmark = pytest.mark.slow
+
 LAYOUTS = ("zero1", "zero3")
 
 
