@@ -15,74 +15,40 @@ from dsvlp.errors import RecipeError
 from dsvlp.layers.attention import initialise
 from dsvlp.layers.fused import FusedPair
 from dsvlp.layers.gated import GatedCrossAttention
-from dsvlp.layers.poolers import Pooler, joint_feature
-from dsvlp.layers.recompute import Mode, run_block
+from dsvlp.layers.recompute import run_block
 from dsvlp.layers.roberta import attend, text_layer
 from dsvlp.models.roberta import RoBERTaTower, seen
 from dsvlp.models.swin import SwinTower, initialise_swin
+from dsvlp.models.towers import TwoTowers, whole
 from dsvlp.recipe import FIBERModel
 from dsvlp.types import Encoded, States
 
 END = -1  # in the place of a pair's number
 
 
-class FIBER(nn.Module):
+class FIBER(TwoTowers[FIBERModel]):
     """Two towers and a fusion plan: pairs of an image block and a text layer that read each other.
 
     Below the first pair the towers know nothing of each other: `encode_*` ends there, and what
     comes after runs alone (`finish_*`), fused (`fuse`) or as a decoder of text (`caption`).
 
     Attributes:
-        width: D, width of fused tokens.
-        pooled_width: width of the joint feature, 2 D.
-        image_width, text_width: of the unimodal tokens.
-        stride: pixels of a side of the last stage's cells.
         plan: (number of the image block through all stages, number of the text layer), for each k.
     """
 
-    visual_queries = 0
-
     def __init__(self, table: FIBERModel, image: SwinTower, text: RoBERTaTower) -> None:
-        super().__init__()
-        width = table.text.width
-        self.image, self.text = image, text
+        super().__init__(table, image, text)
         self.plan = [(image.number(stage, at), layer) for stage, at, layer in table.fusion.plan]
-        self.fusion = nn.ModuleList(_pair(table, stage) for stage, _, _ in table.fusion.plan)
-        self.image_transform, self.text_transform = nn.Linear(image.width, width), nn.Linear(width, width)
-        self.image_pooler, self.text_pooler = Pooler(width), Pooler(width)
-        for part in (self.image_transform, self.text_transform, self.image_pooler, self.text_pooler):
-            initialise(part, width)
         self.captioning = table.captioning
         self.caption_projections = nn.ModuleDict()
         if table.captioning:
             for k, (stage, _, _) in enumerate(table.fusion.plan):
                 if (own := table.image.width << (stage - 1)) != image.width:
                     self.caption_projections[str(k)] = nn.Linear(image.width, own)
-            initialise(self.caption_projections, width)
-        self.width = self.text_width = width
-        self.pooled_width = 2 * width
-        self.image_width = image.width
-        self.stride = table.stride
-        self.checkpointing: Mode = "none"
+            initialise(self.caption_projections, self.width)
 
-    @classmethod
-    def from_recipe(cls, table: FIBERModel) -> "FIBER":
-        """Returns the model, its towers from published weights where the recipe says `pretrained`.
-
-        Raises:
-            RecipeError: published weights that cannot be read or do not fit.
-        """
-        image = SwinTower.from_recipe(table.image, table.image_size, table.pretrained)
-        return cls(table, image, RoBERTaTower.from_recipe(table.text, table.pretrained))
-
-    @property
-    def word_embeddings(self) -> nn.Embedding:
-        """The text tower's word table."""
-        return self.text.embeddings.word_embeddings
-
-    def set_activation_checkpointing(self, mode: Mode) -> None:
-        """Chooses the blocks whose activations are recomputed in backward, see `layers.recompute`."""
-        self.checkpointing = self.image.checkpointing = self.text.checkpointing = mode
+    def _fusion(self, table: FIBERModel) -> list[FusedPair]:
+        return [_pair(table, stage) for stage, _, _ in table.fusion.plan]
 
     def encode_image(self, images: Tensor, image_mask: Tensor | None = None) -> States:
         """Returns what the first fused image block starts from: [I, N, C].
@@ -94,7 +60,7 @@ class FIBER(nn.Module):
         Raises:
             RecipeError: images of another size.
         """
-        return _states(self.image.run(self.image.embed(images), 0, self.plan[0][0]).flatten(1, 2))
+        return whole(self.image.run(self.image.embed(images), 0, self.plan[0][0]).flatten(1, 2))
 
     def encode_text(self, text_ids: Tensor, text_mask: Tensor) -> States:
         """Returns what the first fused text layer starts from, [T, L, D], of int64 ids and mask [T, L]."""
@@ -103,7 +69,7 @@ class FIBER(nn.Module):
 
     def finish_image(self, image: States) -> States:
         """Returns the image tower's own tokens [I, N', C'], after its final norm; no text is read."""
-        return _states(self.image.finished(self._image_top(image)))
+        return whole(self.image.finished(self._image_top(image)))
 
     def finish_text(self, text: States) -> States:
         """Returns the text tower's own tokens [T, L, D]; no image is read."""
@@ -118,12 +84,11 @@ class FIBER(nn.Module):
         """
         _, grid, tokens = next(step for step in self._steps(image, text) if step[0] == END)
         cells, words = self.image_transform(grid.flatten(1, 2)), self.text_transform(tokens)
-        pooled = joint_feature(self.text_pooler, self.image_pooler, words, cells)
-        return Encoded(_states(cells), States(words, text.mask), pooled)
+        return self._encoded(words, text.mask, cells)
 
     def caption_image(self, image: States) -> States:
         """Returns what causal text reads: the image tower's tokens [I, N', C'] without its final norm."""
-        return _states(self._image_top(image).flatten(1, 2))
+        return whole(self._image_top(image).flatten(1, 2))
 
     def caption(self, image: States, text_ids: Tensor, text_mask: Tensor) -> States:
         """Returns causal text states [B, L, D], whose token t tells of word t + 1 (FIBER, 1.6).
@@ -216,8 +181,3 @@ def _pair(table: FIBERModel, stage: int) -> FusedPair:
     initialise_swin(image, swin.width)
     initialise(text, roberta.width)
     return FusedPair(image, text)
-
-
-def _states(tokens: Tensor) -> States:
-    """Returns image states of which every token counts."""
-    return States(tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool))
