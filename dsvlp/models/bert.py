@@ -5,13 +5,15 @@ Legend: T texts, L tokens, D width.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from dsvlp.layers.attention import NORM_EPS, initial_deviation
 from dsvlp.layers.recompute import Mode, run_block
 from dsvlp.models.pretrained import load_bert
-from dsvlp.recipe import BERT
+from dsvlp.recipe import BERT, RoBERTa
 
 POSITIONS = 512  # rows of BERT's published position table; the recipe bounds max_length by it
 
@@ -32,19 +34,7 @@ class BERTTower(BertModel):
     @classmethod
     def from_recipe(cls, table: BERT, pretrained: bool) -> "BERTTower":
         """Returns the tower, from its published weights where `pretrained`."""
-        config = BertConfig(
-            vocab_size=table.vocabulary,
-            hidden_size=table.width,
-            num_hidden_layers=table.layers,
-            num_attention_heads=table.heads,
-            intermediate_size=table.feed_forward,
-            hidden_act="gelu",
-            hidden_dropout_prob=table.dropout,
-            attention_probs_dropout_prob=table.dropout,
-            max_position_embeddings=POSITIONS,
-            layer_norm_eps=NORM_EPS,
-            initializer_range=initial_deviation(table.width),
-        )
+        config = BertConfig(max_position_embeddings=POSITIONS, layer_norm_eps=NORM_EPS, **sizes(table))
         return load_bert(cls, config, str(table.weights)) if pretrained else cls(config)
 
     def forward(self, text_ids: Tensor, text_mask: Tensor) -> Tensor:  # type: ignore[override]
@@ -54,3 +44,18 @@ class BERTTower(BertModel):
         for index, layer in enumerate(self.encoder.layer):
             tokens = run_block(layer, index, self.checkpointing, tokens, keys)
         return tokens
+
+
+def sizes(table: BERT | RoBERTa) -> dict[str, Any]:
+    """Returns what the configurations of BERT and RoBERTa have in common, under transformers' names."""
+    return {
+        "vocab_size": table.vocabulary,
+        "hidden_size": table.width,
+        "num_hidden_layers": table.layers,
+        "num_attention_heads": table.heads,
+        "intermediate_size": table.feed_forward,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": table.dropout,
+        "attention_probs_dropout_prob": table.dropout,
+        "initializer_range": initial_deviation(table.width),
+    }

@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import RobertaConfig, RobertaModel
 from transformers.models.roberta.modeling_roberta import RobertaLayer
 
-from dsvlp.layers.attention import initial_deviation
 from dsvlp.layers.recompute import Mode, run_block
+from dsvlp.models.bert import sizes
 from dsvlp.models.pretrained import load_roberta
 from dsvlp.recipe import RoBERTa
 
@@ -39,19 +39,11 @@ class RoBERTaTower(RobertaModel):
             RecipeError: published weights that cannot be read or do not fit.
         """
         config = RobertaConfig(
-            vocab_size=table.vocabulary,
-            hidden_size=table.width,
-            num_hidden_layers=table.layers,
-            num_attention_heads=table.heads,
-            intermediate_size=table.feed_forward,
-            hidden_act="gelu",
-            hidden_dropout_prob=table.dropout,
-            attention_probs_dropout_prob=table.dropout,
             max_position_embeddings=table.positions,
             type_vocab_size=1,
             layer_norm_eps=NORM_EPS,
             pad_token_id=table.padding_id,
-            initializer_range=initial_deviation(table.width),
+            **sizes(table),
         )
         return load_roberta(cls, config, str(table.weights)) if pretrained else cls(config)
 
