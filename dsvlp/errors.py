@@ -45,3 +45,7 @@ class RunError(DsvlpError):
 
 class MissingDependency(DsvlpError):
     """A library or a program that this command needs is not on this machine."""
+
+
+class SlurmError(DsvlpError):
+    """Slurm refused a command or gave no answer."""
