@@ -109,6 +109,15 @@ def broadcast_object(value: Any) -> Any:
     return box[0]
 
 
+def is_lost_peer(error: BaseException) -> bool:
+    """Returns whether an exception of a collective says no more than that another rank is gone."""
+    if isinstance(error, td.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        word in str(error) for word in ("gloo", "monitoredBarrier", "NCCL")
+    )
+
+
 def barrier(seconds: float = 600.0) -> None:
     """Waits for all ranks; with gloo raises where one is missing after `seconds`. Every rank must call."""
     if world_size() == 1:

@@ -1,8 +1,8 @@
-"""Where a run's time went: wall seconds by phase, over all its attempts. Torch-free.
+"""Where a run's time went: wall seconds by phase, of this attempt and over all of them. Torch-free.
 
 big_vision's `Chrono` is the model: the clock is saved in the checkpoint, so that GPU-seconds (or
-CPU-seconds, named so) on a curve's axis go on where the checkpoint left them. Redone work after a
-kill is not on this clock; the ledger has it.
+CPU-seconds, named so) on a curve's axis go on where the checkpoint left them. What a killed attempt
+did after its last checkpoint is not in that sum; the ledger has it, by this attempt's own seconds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-PHASES = ("startup", "train", "validate", "save", "pictures")
+PHASES = ("train", "startup", "data_wait", "redone", "validate", "save", "pictures")
+"""`redone`: steps that an earlier attempt had made already, lost because it ended before saving them."""
 
 
 class Clock:
@@ -21,17 +22,20 @@ class Clock:
     Args:
         devices: GPUs (or processes on CPU) that are busy while this run is.
         now: the monotonic clock, seconds.
+        earlier: seconds of start-up before this clock was made.
 
     Attributes:
-        seconds: phase -> wall seconds, all attempts.
-        device_seconds: seconds x devices, all phases; the number of devices may change between attempts.
+        own: phase -> wall seconds of this attempt, as of the last tick.
+        device_seconds: seconds x devices, all phases and attempts; the number of devices may change
+            between attempts.
     """
 
-    def __init__(self, devices: int, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, devices: int, now: Callable[[], float] = time.monotonic, earlier: float = 0.0) -> None:
         self._devices, self._now = devices, now
-        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.own = dict.fromkeys(PHASES, 0.0)
+        self._before: dict[str, float] = {}
         self.device_seconds = 0.0
-        self._phase, self._mark = "startup", now()
+        self._phase, self._mark = "startup", now() - earlier
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -47,10 +51,16 @@ class Clock:
         """Books the time since the last call, and goes on in `next_phase`."""
         now = self._now()
         passed = now - self._mark
-        self.seconds[self._phase] += passed
+        self.own[self._phase] += passed
         self.device_seconds += passed * self._devices
         self._mark = now
         self._phase = next_phase or self._phase
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Phase -> wall seconds of all attempts, as of the last tick."""
+        names = dict.fromkeys([*self.own, *self._before])
+        return {name: self.own.get(name, 0.0) + self._before.get(name, 0.0) for name in names}
 
     @property
     def total(self) -> float:
@@ -60,10 +70,9 @@ class Clock:
     def state_dict(self) -> dict[str, Any]:
         """Returns the clock as JSON, booked up to now."""
         self.tick()
-        return {"seconds": dict(self.seconds), "device_seconds": self.device_seconds}
+        return {"seconds": self.seconds, "device_seconds": self.device_seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Adds the time of earlier attempts to this one's."""
-        for name, seconds in state["seconds"].items():
-            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        """Puts the time of earlier attempts beside this one's. Called once, at the resume."""
+        self._before = dict(state["seconds"])
         self.device_seconds += state["device_seconds"]

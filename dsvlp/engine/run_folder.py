@@ -1,4 +1,4 @@
-"""A run's folder: recipe.json, manifest.json, the lease and the ledger.
+"""A run's folder: recipe.json, manifest.json, the lease, and what the ledger is told.
 
 Rank 0 alone writes; the others learn its verdict. A folder with another recipe is never
 overwritten: what may differ freely (layout, intervals, workers: what changes no sample and no
@@ -8,52 +8,31 @@ update) is logged, everything else needs `override`.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
 import os
 import platform
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from dsvlp import __version__, config, dist
-from dsvlp.engine.lease import Lease
+from dsvlp.accounting import ledger
+from dsvlp.engine.lease import Lease, identity
 from dsvlp.errors import DsvlpError, RunError
+from dsvlp.files import read_json, write_json
+from dsvlp.origin import git_state
 from dsvlp.recipe import Recipe
+from dsvlp.recipe.changes import compare
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-FREE = (
-    "description",
-    "batch.micro_pairs",
-    "checkpoint.",
-    "data.max_bad_share",
-    "data.prefetch",
-    "data.timeout_seconds",
-    "data.workers",
-    "engine.activation_checkpointing",
-    "engine.max_skipped_steps",
-    "engine.watchdog_seconds",
-    "engine.zero",
-    "watch.",
-)
-"""Keys (or tables) that may differ between attempts: they change neither samples nor updates."""
-
 LIBRARIES = ("torch", "deepspeed", "ffcv", "transformers", "timm", "numpy", "safetensors")
-
-
-def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Returns the differences of two resolved recipes as (free, binding), one line each."""
-    lines = config.differences(old, new)
-    free = [line for line in lines if line.startswith(FREE)]
-    if new["objectives"].get("itc"):  # the micro-batch is what a pair is contrasted with
-        free = [line for line in free if not line.startswith("batch.micro_pairs")]
-    return free, [line for line in lines if line not in free]
 
 
 def on_rank_0(work: Callable[[], T]) -> T:
@@ -76,31 +55,37 @@ def on_rank_0(work: Callable[[], T]) -> T:
 
 
 class RunFolder:
-    """An open run; a context manager that holds the lease and writes one ledger line an attempt.
+    """An open run: holds the lease, and keeps the ledger of this attempt.
 
     Args:
         path: the folder, made where absent.
         recipe: the resolved recipe.
         override: accept binding differences to the folder's recipe and store the new one.
+        began: epoch seconds at which this attempt began; None: now.
+
+    Attributes:
+        attempt: this attempt's number, from 1.
+        made: steps that earlier attempts had made, saved or not.
 
     Raises:
         RunError: the folder has another owner, another recipe, or foreign files.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, override: bool = False) -> None:
+    def __init__(
+        self, path: Path, recipe: Recipe, override: bool = False, began: float | None = None
+    ) -> None:
         self.path = path
         self._recipe = recipe
         self._lease: Lease | None = None
-        self._began = time.time()
-        self._attempt: dict[str, Any] = {}
-        on_rank_0(lambda: self._open(override))
+        self._notes: dict[str, Any] = {"began": time.time() if began is None else began}
+        self.attempt, self.made = on_rank_0(lambda: self._open(override))
 
     @property
     def checkpoints(self) -> Path:
         """Where the checkpoints lie."""
         return self.path / "checkpoints"
 
-    def _open(self, override: bool) -> None:
+    def _open(self, override: bool) -> tuple[int, int]:
         existing = self.path / "recipe.json"
         if self.path.is_dir() and any(self.path.iterdir()) and not existing.exists():
             raise RunError(
@@ -115,20 +100,25 @@ class RunFolder:
         except DsvlpError:
             self._lease.release()
             raise
-        self._close_dead_attempt()
-        self._attempt = {
-            "attempt": len(read_ledger(self.path)) + 1,
-            "began": datetime.now(UTC).isoformat(timespec="seconds"),
-            "processes": dist.world_size(),
-            "device": dist.device().type,
-        }
-        self._lease.note(**self._attempt)
-        self._lease.renew()
+        return self._begin(self._lease)
+
+    def _begin(self, lease: Lease) -> tuple[int, int]:
+        """Writes the dead owner's last line and this attempt's first; returns (its number, steps made)."""
+        line = None if lease.previous is None else ledger.died(lease.previous)
+        if line is not None:
+            self._append(line)
+        earlier = ledger.read_ledger(self.path)
+        number = max((each.attempt for each in earlier), default=0) + 1
+        self._notes |= {"attempt": number, **who(os.environ, self.path)}
+        self._append({"event": "began", **self._notes})
+        lease.note(**self._notes)
+        lease.renew()
+        return number, max((each.to_step or 0 for each in earlier), default=0)
 
     def _settle_recipe(self, existing: Path, override: bool) -> None:
         new = config.dump(self._recipe)
         if existing.exists():
-            free, binding = compare(_read_json(existing), new)
+            free, binding = compare(read_json(existing, "`dsvlp train --run`"), new)
             for line in free + binding:
                 log.info("recipe differs from the run's: %s", line)
             if binding and not override and self._has_trained():
@@ -137,64 +127,93 @@ class RunFolder:
                     "the run's own recipe (workers, intervals and layout may differ)",
                     "Choose another --run folder, or add --override to go on with the new values",
                 )
-            if not binding and not free:
+            if not binding and not free and (self.path / "manifest.json").exists():
                 return
         write_json(existing, new)
-        write_json(self.path / "manifest.json", manifest(self._recipe))
+        told = self.path / "manifest.json"
+        # What the run started from stays true of it, whichever attempt goes on.
+        began = read_json(told, "`dsvlp train`") if told.exists() and self._has_trained() else {}
+        kept = {key: began[key] for key in ("start",) if key in began}
+        write_json(told, manifest(self._recipe) | kept)
 
     def _has_trained(self) -> bool:
         """Returns whether there is anything to lose: a start that failed leaves a recipe and no step."""
         return any(self.checkpoints.glob("step-*"))
 
-    def _close_dead_attempt(self) -> None:
-        assert self._lease is not None
-        dead = self._lease.previous
-        if dead is not None and dead["notes"]:
-            seconds = dead["renewed"] - datetime.fromisoformat(dead["notes"]["began"]).timestamp()
-            self._append({**dead["notes"], "outcome": "died", "seconds": round(max(seconds, 0.0), 1)})
-
-    def reached(self, step: int) -> None:
-        """Remembers the step of this attempt, for the ledger."""
-        self._attempt.setdefault("from_step", step)
-        self._attempt["to_step"] = step
+    def note(self, **values: Any) -> None:
+        """Remembers fields of `ledger.Attempt` for this attempt's last line, and in the lease meanwhile."""
         if self._lease is not None:
-            self._lease.note(**self._attempt)
+            self._notes |= values
+            self._lease.note(**values)
 
-    def close(self, outcome: str, phases: dict[str, float]) -> None:
-        """Writes the ledger's line and gives the lease back.
+    def reached(self, step: int, seconds: Mapping[str, float]) -> None:
+        """Notes how far this attempt is. Cheap enough for every step.
 
         Args:
-            outcome: "finished", "stopped", or "failed: ...".
-            phases: wall seconds of the run by phase, all attempts.
+            step: steps the run has.
+            seconds: wall seconds of this attempt by phase.
         """
-        if self._lease is None:
-            return
-        seconds = time.time() - self._began
-        rounded = {name: round(value, 3) for name, value in phases.items()}
-        self._append(
-            {
-                **self._attempt,
-                "outcome": outcome,
-                "seconds": round(seconds, 1),
-                "run_seconds_by_phase": rounded,
-            }
+        first = self._notes.setdefault("from_step", step)
+        pairs = self._recipe.batch.global_pairs
+        self.note(
+            from_step=first,
+            to_step=step,
+            samples=(step - first) * pairs,
+            redone_samples=max(0, min(step, self.made) - first) * pairs,
+            seconds=rounded(seconds),
         )
+
+    def close(self, outcome: str, seconds: Mapping[str, float], error: BaseException | None = None) -> None:
+        """Writes the ledger's last line of this attempt and gives the lease back.
+
+        Args:
+            outcome: "finished", "stopped" or "failed".
+            seconds: wall seconds of this attempt by phase.
+            error: why it failed; every rank that fails tells its own. The loss of another rank is no cause:
+                that rank tells it, or was killed, and the attempt "died".
+        """
+        if error is not None and dist.is_lost_peer(error):
+            outcome, error = "died", None
+        said = None if error is None else ledger.describe(error)
+        if self._lease is None:
+            if said is not None:
+                self._write(lambda: ledger.write_failure(self.path, self.attempt, dist.rank(), said))
+            return
+        end = {"seen": time.time(), "outcome": outcome, "seconds": rounded(seconds)}
+        cause = {} if said is None else {"error": said, "rank": dist.rank()}
+        self._append({"event": "ended", **self._notes, **end, **cause})
         self._lease.release()
 
-    def _append(self, line: dict[str, Any]) -> None:
+    def _append(self, line: Mapping[str, Any]) -> None:
+        self._write(lambda: ledger.append(self.path, line))
+
+    def _write(self, work: Callable[[], None]) -> None:
         try:
-            with (self.path / "ledger.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            work()
         except OSError as error:
             log.warning("the ledger of %s could not be written: %s", self.path, error)
 
 
-def read_ledger(folder: Path) -> list[dict[str, Any]]:
-    """Returns one record an ended attempt, oldest first."""
-    path = folder / "ledger.jsonl"
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def who(environment: Mapping[str, str], folder: Path) -> dict[str, Any]:
+    """Returns what a ledger's first line says of job, user, machine and devices."""
+    device, world = dist.device(), dist.world_size()
+    is_gpu = device.type == "cuda"
+    me = identity(environment)
+    return {
+        **{name: me[name] for name in ("job", "restart", "host")},
+        "cluster": environment.get("SLURM_CLUSTER_NAME"),
+        "user": ledger.user_name(environment),
+        "processes": world,
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if is_gpu else "",
+        "gpus": world if is_gpu else 0,
+        "sweep": ledger.sweep_of(folder),
+    }
+
+
+def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Returns seconds by phase to the millisecond."""
+    return {name: round(value, 3) for name, value in seconds.items()}
 
 
 def manifest(recipe: Recipe) -> dict[str, Any]:
@@ -222,49 +241,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "absent"
     return found
-
-
-def git_state() -> dict[str, str | bool] | None:
-    """Returns commit and whether files differ from it; None where the package lies in no checkout."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root)]
-    try:
-        commit, status = (
-            subprocess.run(
-                [*command, *verb], capture_output=True, text=True, timeout=20, check=True
-            ).stdout.strip()
-            for verb in (["rev-parse", "HEAD"], ["status", "--porcelain"])
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {"commit": commit, "changed": bool(status)}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replaces a small JSON file as a whole.
-
-    Raises:
-        RunError: the disk refuses.
-    """
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        aside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-        os.replace(aside, path)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}", fix="Check space and rights") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise RunError(
-            f"{path} does not exist", "a folder that `dsvlp train --run` made", "Check the path"
-        ) from error
-    except ValueError as error:
-        raise RunError(
-            f"{path} is damaged: {error}", "JSON", "Restore it or choose another folder"
-        ) from error
-    return value

@@ -20,19 +20,24 @@ from dsvlp import config, dist
 from dsvlp import log as logs
 from dsvlp import recipe as recipes
 from dsvlp import system as systems
+from dsvlp.accounting import flops
 from dsvlp.accounting.clock import Clock
+from dsvlp.accounting.energy import Meter
 from dsvlp.data.loader import Data, open_data
-from dsvlp.engine import schedule, zero
+from dsvlp.engine import schedule, start, zero
 from dsvlp.engine.checkpoint import CheckpointStore
 from dsvlp.engine.evaluate import evaluate
+from dsvlp.engine.exported import start_of
 from dsvlp.engine.flags import LateFlags
 from dsvlp.engine.gates import gate_names
-from dsvlp.engine.run_folder import RunFolder, on_rank_0, versions, write_json
+from dsvlp.engine.run_folder import RunFolder, on_rank_0, versions
 from dsvlp.engine.step import Step, StepOutput, mean_text_tokens, summary
 from dsvlp.engine.stop import StopFlag
+from dsvlp.engine.trace import Trace
 from dsvlp.engine.watch import Watch
 from dsvlp.engine.watchdog import Watchdog
 from dsvlp.errors import RunError
+from dsvlp.files import write_json
 from dsvlp.recipe import Recipe
 from dsvlp.types import Batch
 
@@ -54,7 +59,9 @@ class Outcome:
     validation: dict[str, float]
 
 
-def train(recipe: Recipe, folder: Path, *, override: bool = False) -> Outcome:
+def train(
+    recipe: Recipe, folder: Path, *, override: bool = False, began: float | None = None, trace: bool = False
+) -> Outcome:
     """Trains a recipe in a run's folder, from its newest good checkpoint where there is one.
 
     Every rank must call. Signals and hangs are handled here.
@@ -63,27 +70,39 @@ def train(recipe: Recipe, folder: Path, *, override: bool = False) -> Outcome:
         recipe: the resolved recipe.
         folder: the run's folder.
         override: go on although the folder's recipe differs in what binds.
+        began: epoch seconds at which this process began, for the ledger; None: now.
+        trace: also write a profiler's trace of a few steps, see `engine.trace`.
 
     Raises:
         RunError: the folder belongs to another run, or the losses are not finite again and again.
     """
+    began = time.time() if began is None else began
     with StopFlag() as stop, Watchdog(recipe.engine.watchdog_seconds) as watchdog:
         zero.join(recipe.engine.watchdog_seconds)
-        run = RunFolder(folder, recipe, override)
-        clock, outcome = Clock(dist.world_size()), "failed"
+        run = RunFolder(folder, recipe, override, began)
+        clock = Clock(dist.world_size(), earlier=time.time() - began)
+        outcome, failure = "failed", None
         try:
             logs.setup(dist.rank(), folder / "logs")
             with open_data(recipe) as data:
                 # Prediction and export need it when the data are elsewhere.
                 on_rank_0(lambda: data.tokenizer.save(folder / "tokenizer"))
-                result = Trainer(recipe, run, data, clock, stop, watchdog).run()
+                result = Trainer(recipe, run, data, clock, stop, watchdog, trace).run()
             outcome = "stopped" if result.stopped else "finished"
         except BaseException as error:  # noted in the ledger and raised again
-            outcome = f"failed: {type(error).__name__}"
+            failure = error
             raise
         finally:
-            run.close(outcome, clock.seconds)
+            clock.tick()
+            run.close(outcome, clock.own, failure)
     return result
+
+
+def gpu_uuid(device: torch.device) -> str | None:
+    """Returns a GPU's name that holds on the whole machine, None for a CPU."""
+    if device.type != "cuda":
+        return None
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
 
 
 class Trainer:
@@ -96,26 +115,40 @@ class Trainer:
         clock: the run's clock.
         stop: this rank's stop flag.
         watchdog: ends a step that hangs.
+        trace: trace a few steps.
     """
 
     def __init__(
-        self, recipe: Recipe, folder: RunFolder, data: Data, clock: Clock, stop: StopFlag, watchdog: Watchdog
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        data: Data,
+        clock: Clock,
+        stop: StopFlag,
+        watchdog: Watchdog,
+        trace: bool = False,
     ) -> None:
         self._recipe, self._folder, self._data = recipe, folder, data
         self._clock, self._stop, self._watchdog = clock, stop, watchdog
         self._accumulation = recipes.accumulation(recipe, dist.world_size())
-        self._system = systems.build(recipe, data.facts)
-        self._engine = zero.Engine(self._system, recipe, accumulation=self._accumulation)
         self._store = CheckpointStore(folder.checkpoints, recipe.checkpoint.keep)
+        self._checkpoint = self._store.load()
+        self._system = systems.build(recipe, data.facts)
+        if self._checkpoint is None:
+            self._start()
+        self._engine = zero.Engine(self._system, recipe, accumulation=self._accumulation)
         self._step_runner = Step(self._engine, self._system, recipe, self._accumulation, data.fetcher)
         self._timer = self._step_runner.timer
+        self._trace = Trace(folder.path, self._system, self._timer) if trace else None
         tables: dict[str, Any] = recipe.objectives.enabled()
         self._weights = {name: tables[name].weight for name in self._system.objectives}
         self._gates = gate_names(name for name, _ in self._system.named_parameters())
+        self._meter = Meter(gpu_uuid(self._engine.device))
         self._flags = LateFlags(self._engine.device, 2)
         self._skips = torch.zeros(2, device=self._engine.device)  # in a row, in all
         self._recent: deque[tuple[int, list[int]]] = deque(maxlen=recipe.engine.max_skipped_steps + 2)
-        self._step = 0
+        self._step = self._began_at = 0
+        self._tokens_of_steps = 0.0
         self._saved_step = self._validated_step = -1
         self._best: dict[str, float] | None = None
         self._validation: dict[str, float] = {}
@@ -138,7 +171,7 @@ class Trainer:
         if self._step and self._due(watch.validate_every_steps) and self._validated_step != self._step:
             self._validate()
         while self._step < steps:
-            with self._clock.phase("train"):
+            with self._clock.phase("redone" if self._step < self._folder.made else "train"):
                 output = self._take_step()
                 if self._due(watch.log_every_steps):
                     self._log(output)
@@ -158,7 +191,7 @@ class Trainer:
 
     def _take_step(self) -> StepOutput:
         self._watchdog.progress(f"step {self._step + 1}")
-        with self._timer.part("data"):
+        with self._timer.part("data"), self._clock.phase("data_wait"):
             batches = [next(self._data.train) for _ in range(self._accumulation)]
         self._note(batches)
         peak, table = self._recipe.optimizer.lr, self._recipe.schedule
@@ -172,6 +205,9 @@ class Trainer:
             show=show > 0 and (self._step + 1) % show == 0,
         )
         self._step += 1
+        if self._trace is not None:
+            self._trace.step()
+        self._folder.reached(self._step, self._clock.own)
         skipped = (~output.finite).float()
         self._skips = torch.stack([(self._skips[0] + 1) * skipped, self._skips[1] + skipped])
         self._flags_next = torch.stack([output.stop, self._skips[0]])
@@ -182,6 +218,7 @@ class Trainer:
         ids = [int(i) for batch in batches if batch.samples is not None for i in batch.samples.tolist()]
         self._recent.append((self._step + 1, ids))
         self._text_tokens = mean_text_tokens(batches)
+        self._tokens_of_steps += self._text_tokens
 
     def _read_flags(self) -> bool:
         """Returns whether all ranks stop at this boundary; what is read was posted one step ago.
@@ -215,7 +252,26 @@ class Trainer:
         values["data/pairs_without_partner"] = float(self._data.train.partnerless)
         values |= {f"gates/{self._gates[n]}": gate.item() for n, gate in self._engine.weights(self._gates)}
         self._watch.step(self._step, values, self._timer, self._text_tokens)
-        self._folder.reached(self._step)
+        self._price()
+
+    def _price(self) -> None:
+        """Notes in the ledger what a pair costs at the texts' mean length, and the energy so far."""
+        steps = self._step - self._began_at
+        tokens = self._tokens_of_steps / steps if steps else None
+        self._folder.note(
+            flop_per_sample=flops.train_flops(self._recipe, text_tokens=tokens, facts=self._data.facts),
+            joules=self._joules(),
+            peak_flops=self._watch.peak_flops,
+            peak_kind=self._watch.peak_kind,
+        )
+
+    def _joules(self) -> float | None:
+        """Returns the energy of all ranks' GPUs since the start, None where one of them does not tell."""
+        if self._engine.device.type != "cuda":
+            return None
+        own = torch.tensor(self._meter.joules(), dtype=torch.float64, device=self._engine.device)
+        joules: float = dist.all_reduce_sum(own).item()
+        return None if math.isnan(joules) else joules
 
     def _validate(self) -> None:
         """Measures the validation data, and saves where the total loss is the lowest so far."""
@@ -265,12 +321,19 @@ class Trainer:
             "world": dist.world_size(),
         }
 
+    def _start(self) -> None:
+        """Takes the weights of the recipe's `start`, where it names one; a run that goes on has its own."""
+        exported = start_of(self._recipe)
+        if exported is not None:
+            start.begin(self._system, exported, self._data.facts, self._data.tokenizer)
+            on_rank_0(lambda: start.record(exported, self._folder.path))
+
     def _resume(self) -> None:
         """Goes on from the newest checkpoint that verifies, where there is one."""
-        checkpoint = self._store.load()
+        checkpoint, self._checkpoint = self._checkpoint, None
         if checkpoint is None:
             log.info("starting at step 0 in %s", self._folder.path)
-            self._folder.reached(0)
+            self._folder.reached(0, self._clock.own)
             return
         state = checkpoint.state
         self._engine.restore(checkpoint.reader)
@@ -278,10 +341,10 @@ class Trainer:
         self._data.train.load_state_dict(state["data"])
         self._clock.load_state_dict(state["clock"])
         self._skips = torch.tensor([state["skipped_in_row"], state["skipped"]], device=self._engine.device)
-        self._step = self._saved_step = state["step"]
+        self._step = self._began_at = self._saved_step = state["step"]
         self._best = state["best"]
         self._validated_step = state["validated_step"]
-        self._folder.reached(self._step)
+        self._folder.reached(self._step, self._clock.own)
         changed = config.differences(state["versions"], versions())
         if changed:
             log.warning("resuming with other versions than the checkpoint's: %s", "; ".join(changed))
@@ -289,7 +352,9 @@ class Trainer:
 
     def _finish(self, stopped: bool) -> Outcome:
         """Saves, after the last step with its validation: a checkpoint of the last step is a finished run."""
-        self._folder.reached(self._step)
+        if self._trace is not None:
+            self._trace.close()
+        self._price()
         if stopped:
             log.info("asked to stop (%s): saving step %d", self._stop.received or "another rank", self._step)
         elif self._validated_step != self._step:

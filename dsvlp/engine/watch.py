@@ -39,6 +39,10 @@ class Watch:
         clock: the run's clock.
         facts: what is known of the data, for the price of a pair.
         device: the device of this rank.
+
+    Attributes:
+        peak_flops: FLOP/s of this rank's device that MFU divides by.
+        peak_kind: what that is: "peak" of the data sheet, or a measured "matmul".
     """
 
     def __init__(
@@ -49,7 +53,7 @@ class Watch:
         if dist.rank() == 0:
             axis = "gpu" if device.type == "cuda" else "cpu"
             self._metrics = Metrics(folder, step, self.samples(step), clock.device_seconds, axis)
-        self._peak, self._peak_name = peak(device, recipe.engine.precision)
+        self.peak_flops, self.peak_kind = peak(device, recipe.engine.precision)
         self._read_step = step
         self._save_seconds = 0.0
 
@@ -76,7 +80,7 @@ class Watch:
         values = values | {
             "speed/samples_per_second": rate,
             "speed/seconds_per_step": wall / steps,
-            f"speed/mfu_of_{self._peak_name}": hardware.mfu(rate / dist.world_size(), flop, self._peak),
+            f"speed/mfu_of_{self.peak_kind}": hardware.mfu(rate / dist.world_size(), flop, self.peak_flops),
             "speed/text_tokens": text_tokens,
             "memory/peak_gib": memory(self._device),
             **{f"time/{name}": seconds / steps for name, seconds in parts.items()},

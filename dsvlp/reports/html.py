@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 
 from dsvlp import config
 from dsvlp.accounting import flops
@@ -82,6 +83,34 @@ def gates(run: Run) -> list[Row]:
     pairs = sorted(int(name.rsplit("/", 1)[1]) for name in run.names() if name.startswith("gates/image/"))
     found = [(str(k), run.last(f"gates/image/{k}"), run.last(f"gates/text/{k}")) for k in pairs]
     return [(k, *("" if value is None else value for value in values)) for k, *values in found]
+
+
+ATTEMPTS_HEAD = ("attempt", "began", "host", "Slurm job", "processes", "steps", "minutes", "outcome", "time")
+
+
+def attempts(run: Run) -> list[Row]:
+    """Returns a row an attempt under `ATTEMPTS_HEAD`, oldest first; its time by phase, the longest first."""
+    return [
+        (
+            str(attempt.attempt),
+            f"{datetime.fromtimestamp(attempt.began):%Y-%m-%d %H:%M:%S}",
+            attempt.host,
+            attempt.job or "",
+            attempt.processes,
+            "" if attempt.to_step is None else f"{attempt.from_step} to {attempt.to_step}",
+            attempt.wall_seconds / 60,
+            attempt.outcome + (f": {attempt.error}" if attempt.error else ""),
+            phases(attempt.seconds),
+        )
+        for attempt in run.attempts
+    ]
+
+
+def phases(seconds: Mapping[str, float]) -> str:
+    """Returns the shares of an attempt's phases, the longest first, those under half a percent left out."""
+    whole = sum(seconds.values())
+    by_size = sorted(seconds.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {value / whole:.0%}" for name, value in by_size if value > whole / 200)
 
 
 def scores(run: Run) -> list[Row]:
@@ -162,9 +191,8 @@ def _scores_section(run: Run) -> str:
 
 def _attempts(run: Run) -> str:
     if not run.attempts:
-        return "<p>No attempt has ended yet.</p>"
-    keys = ("attempt", "began", "from_step", "to_step", "processes", "seconds", "outcome")
-    return table.to_html(keys, [tuple(line.get(key, "") for key in keys) for line in run.attempts])
+        return "<p>None has begun yet.</p>"
+    return table.to_html(ATTEMPTS_HEAD, attempts(run))
 
 
 def _pictures(run: Run) -> Iterator[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dsvlp.accounting.ledger import Attempt, read_ledger
 from dsvlp.errors import RunError
 from dsvlp.recipe import Recipe, from_json
 from dsvlp.types import DataFacts
@@ -23,7 +24,7 @@ class Run:
         manifest: versions, git state, machine, processes, device; empty where the run wrote none.
         metrics: records of `metrics.jsonl` in order; each has "step", "samples" and named values.
         scores: contents of `scores.json`, None where the run was not evaluated.
-        attempts: records of `ledger.jsonl`, oldest first.
+        attempts: of the ledger, oldest first; the last may be running.
         facts: what the newest checkpoint says of the data, None where there is none.
     """
 
@@ -32,7 +33,7 @@ class Run:
     manifest: dict[str, Any]
     metrics: list[dict[str, Any]]
     scores: dict[str, Any] | None
-    attempts: list[dict[str, Any]]
+    attempts: list[Attempt]
     facts: DataFacts | None = None
 
     @property
@@ -58,11 +59,9 @@ class Run:
     def device_hours(self) -> float:
         """Returns the hours of all devices over all attempts, redone work included.
 
-        The ledger's when every attempt has ended; where a run is under way, at least the clock's.
+        As of the last sign of life; `dsvlp hours` tells what Slurm billed.
         """
-        ended = sum(line["seconds"] * line["processes"] for line in self.attempts)
-        clock = max((line.get("device_seconds", 0.0) for line in self.metrics), default=0.0)
-        return max(ended, clock) / 3600
+        return sum(attempt.wall_seconds * attempt.processes for attempt in self.attempts) / 3600
 
 
 def read(folder: Path) -> Run:
@@ -84,7 +83,7 @@ def read(folder: Path) -> Run:
         _json(folder / "manifest.json") or {},
         _lines(folder / "metrics.jsonl"),
         _json(folder / "scores.json"),
-        _lines(folder / "ledger.jsonl"),
+        read_ledger(folder),
         _facts(folder / "checkpoints"),
     )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
+from dsvlp.accounting.ledger import read_ledger
 from dsvlp.engine.stop import STOPPED
 from dsvlp.launch import local
 from tests.engine.processes import ROOT
@@ -107,7 +108,7 @@ def test_stages_processes_and_accumulation_may_change_under_way(tmp_path, enviro
     # A stop that comes in step n ends the attempt after step n + 2.
     chain = [(cut, "stop:1:1", two), (cut, "stop:4:0", three), (cut, "stop:7:1", two)]
     assert train(environment, 2, *chain) == STOPPED
-    assert [json.loads(line)["to_step"] for line in (cut / "ledger.jsonl").open()] == [3, 6, 9]
+    assert [attempt.to_step for attempt in read_ledger(cut)] == [3, 6, 9]
     at_once = [*keys, "engine.zero=zero0", "batch.micro_pairs=16"]
     assert train(environment, 1, (cut, "", alone), (whole, "", at_once)) == 0
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dsvlp.accounting.clock import PHASES
+from dsvlp.accounting.ledger import Attempt, read_ledger
 from dsvlp.engine.checkpoint import open_checkpoint
 from dsvlp.engine.metrics import read_lines
-from dsvlp.engine.run_folder import read_ledger
 from dsvlp.engine.stop import STOPPED
 from dsvlp.launch import local
 from tests.engine.processes import ROOT
@@ -84,9 +85,18 @@ def test_a_killed_run_goes_on_bit_for_bit_and_leaves_every_number_once(tmp_path,
     assert numbers(whole) == numbers(cut)
     assert [line["step"] for line in numbers(cut) if "loss/total" in line] == [1, 2, 3, 4, 5, 6]
     attempts = read_ledger(cut)
-    assert [line["outcome"] for line in attempts] == ["died", "finished"]
-    assert (attempts[1]["from_step"], attempts[1]["to_step"]) == (3, 6)
+    assert [(each.outcome, each.error) for each in attempts] == [("died", None), ("finished", None)]
+    assert (attempts[1].from_step, attempts[1].to_step) == (3, 6)
+    check_what_the_ledger_says(attempts[1])
     check_what_a_run_leaves(whole)
+
+
+def check_what_the_ledger_says(attempt: Attempt) -> None:
+    assert attempt.samples == 3 * 16 and attempt.flop_per_sample and attempt.peak_flops
+    assert attempt.seconds.keys() == set(PHASES)
+    assert all(attempt.seconds[phase] > 0 for phase in ("startup", "train", "data_wait", "validate", "save"))
+    # All but what passes before the clock's first and after its last look.
+    assert sum(attempt.seconds.values()) == pytest.approx(attempt.wall_seconds, abs=1.0)
 
 
 def check_what_a_run_leaves(folder: Path) -> None:
@@ -134,7 +144,7 @@ def test_a_run_stopped_on_two_processes_goes_on_on_one_in_another_stage(tmp_path
         for name, value in expected.items():
             if name.startswith(("loss/", "validation/loss/")) and value != "nan":
                 assert found[name] == pytest.approx(value, rel=1e-5), (found["step"], name)
-    assert [(line["outcome"], line["processes"]) for line in read_ledger(cut)] == [
+    assert [(attempt.outcome, attempt.processes) for attempt in read_ledger(cut)] == [
         ("stopped", 2),
         ("finished", 1),
     ]
@@ -146,5 +156,7 @@ def test_a_run_whose_loss_stays_nan_ends_and_names_its_samples(tmp_path, environ
     dumped = json.loads((tmp_path / "non_finite-rank-0.json").read_text())["steps"]
     assert [entry["step"] for entry in dumped][:2] == [1, 2]
     assert all(len(entry["samples"]) == 16 for entry in dumped)
+    (attempt,) = read_ledger(tmp_path)
+    assert attempt.error is not None and attempt.error.startswith("RunError: the loss or its gradient")
     assert "not finite 2 steps in a row" in (tmp_path / "logs" / "rank-0.log").read_text()
     assert not list((tmp_path / "checkpoints").glob("step-*"))

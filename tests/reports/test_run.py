@@ -1,7 +1,6 @@
-import json
-
 import pytest
 
+from dsvlp.accounting.ledger import append
 from dsvlp.errors import RunError
 from dsvlp.reports import html, run
 
@@ -17,14 +16,25 @@ def test_the_last_value_is_the_last_finite_one(folder):
     assert told.curve("loss/mlm")[0] == [1, 2, 3]
 
 
+def attempt(folder, number, outcome="died", **more):
+    append(folder, {"event": "began", "attempt": number, "began": 1000.0, "processes": 2})
+    end = {"event": "ended", "attempt": number, "seen": 2800.0, "outcome": outcome}
+    append(folder, {**end, **more})
+
+
 def test_hours_count_all_processes_of_all_attempts(folder):
-    attempt = {"seconds": 1800.0, "processes": 2, "outcome": "died"}
-    (folder / "ledger.jsonl").write_text(2 * (json.dumps(attempt) + "\n"))
+    attempt(folder, 1)
+    attempt(folder, 2)
     assert run.read(folder).device_hours() == 2.0
 
 
-def test_hours_of_a_run_under_way_are_the_clocks(folder):
-    assert run.read(folder).device_hours() == 6.0 / 3600
+def test_an_attempt_is_shown_with_its_steps_its_error_and_its_time(folder):
+    error = {"error": "ValueError: <x>", "from_step": 3, "to_step": 9}
+    attempt(folder, 1, "failed", seconds={"train": 80.0, "save": 20.0, "pictures": 0.1}, **error)
+    ((number, _, _, _, processes, steps, minutes, outcome, time),) = html.attempts(run.read(folder))
+    assert (number, processes, steps, minutes) == ("1", 2, "3 to 9", 30.0)
+    assert (outcome, time) == ("failed: ValueError: <x>", "train 80%, save 20%")
+    assert "failed: ValueError: &lt;x&gt;" in html.page(run.read(folder))
 
 
 def test_hours_on_a_cpu_are_named_so(folder):
