@@ -126,6 +126,11 @@ def problems(recipe: Recipe) -> list[str]:
             out.append(
                 f"objectives.{name}.at = 'post', but model.visual_queries replace the grid before fusion"
             )
+    if recipe.start is not None and recipe.model.pretrained:
+        out.append(
+            f"start = {recipe.start!r} has the towers' weights and model.pretrained = true fetches others; "
+            f"set model.pretrained = false"
+        )
     out += _batch_problems(recipe)
     ssul = recipe.objectives.ssul
     if ssul is not None and recipe.model.image_size % ssul.cell:
@@ -161,8 +166,21 @@ def _batch_problems(recipe: Recipe) -> list[str]:
         return out
     if itm.negatives == "loader" and batch.global_pairs < 2 * captions:
         out.append("objectives.itm needs at least two images in a global batch; raise batch.global_pairs")
-    if itm.negatives == "batch" and size < 2 * captions:
-        out.append(f"objectives.itm.negatives = 'batch' needs two images in it; raise batch.{key} {size}")
+    if itm.of_own_batch and size < 2 * captions:
+        out.append(
+            f"objectives.itm.negatives = {itm.negatives!r} needs two images in a micro-batch; raise "
+            f"batch.{key} {size}"
+        )
+    if itm.same_image == "negative" and itc is not None and itc.same_image == "masked":
+        out.append(
+            "objectives.itm.same_image = 'negative', but objectives.itc.same_image = 'masked' leaves these "
+            "pairs out of the similarities; set both alike"
+        )
+    if itm.negatives in ("gathered", "queue") and recipe.engine.cut_texts:
+        out.append(
+            f"engine.cut_texts gives each micro-batch a length of its own, objectives.itm.negatives = "
+            f"{itm.negatives!r} joins texts of several; set engine.cut_texts=false"
+        )
     if itm.negatives == "gathered" and batch.contrastive_pairs is None:
         out.append(
             "objectives.itm.negatives = 'gathered' needs batch.contrastive_pairs in place of "

@@ -27,6 +27,10 @@ from torch import Tensor
 from dsvlp import dist
 from dsvlp.types import Batch, Encoded, Fetched, States
 
+Fetch = Callable[[Tensor], Fetched]
+"""Returns past pairs' images and texts on the device, of int64 [F, 2]: the sample of each image and of
+each text, negative where a place stays empty. Waits for them on the host."""
+
 
 class Encoder(Protocol):
     """What passes need of a model. All go through `forward` hooks of the model's submodules.
@@ -131,13 +135,16 @@ class Passes:
         model: the encoder.
         views: view name -> batch as the objectives left it.
         share: whether passes share their prefixes.
+        fetch: brings past pairs while the step waits; None where no objective asks.
 
     Attributes:
         similarity: set by ITC's `begin`, read by hard negatives.
     """
 
-    def __init__(self, model: Encoder, views: dict[str, Batch], share: bool = True) -> None:
-        self._model, self._views, self._share = model, views, share
+    def __init__(
+        self, model: Encoder, views: dict[str, Batch], share: bool = True, fetch: Fetch | None = None
+    ) -> None:
+        self._model, self._views, self._share, self._fetch = model, views, share, fetch
         self._prefixes: list[tuple[str, Tensor, Tensor | None, States]] = []
         self._gathered: dict[tuple[str, str], States] = {}
         self._by_view: dict[str, Fused] = {}
@@ -188,6 +195,18 @@ class Passes:
                 self._by_view[view] = self._asked(*self._aligned(view, self._views[view].pairs, False))
             return self._by_view[view]
         return self._asked(*self._aligned(view, pairs, gathered))
+
+    def fetch(self, view: str, samples: Tensor) -> Fetched:
+        """Brings past pairs' images and texts into a view, behind its own; waits for them on the host.
+
+        Args:
+            view: the view; its prepared batch stays as it is outside of these passes.
+            samples: int64 [F, 2], see `Fetch`; equally many on every rank.
+        """
+        assert self._fetch is not None, "a training step brings what is asked for"
+        fetched = self._fetch(samples)
+        self._views = {**self._views, view: replace(self._views[view], fetched=fetched)}
+        return fetched
 
     def _aligned(self, view: str, pairs: Tensor, gathered: bool) -> tuple[States, States]:
         """Returns image and text states [B, ., D] of pairs; without sharing, encoded for these alone."""

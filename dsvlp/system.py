@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from dsvlp import catalog
 from dsvlp.errors import RecipeError
 from dsvlp.objectives.base import Objective, Targets
-from dsvlp.passes import Encoder, Passes
+from dsvlp.passes import Encoder, Fetch, Passes
 from dsvlp.recipe import RoBERTa
 from dsvlp.types import Batch, DataFacts, Encoded, Loss, States
 
@@ -48,9 +48,15 @@ class Prepared:
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """Losses of a prepared micro-batch; also used, without gradient, for validation."""
+    """Losses of a prepared micro-batch; also used, without gradient, for validation.
+
+    Attributes:
+        prepared: the micro-batch.
+        fetch: brings ITM's negatives of ITC's queue within the step, where the recipe says so; training only.
+    """
 
     prepared: Prepared
+    fetch: Fetch | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ class System(nn.Module):
         states, match logit [B])."""
         model = cast(Encoder, self.model)
         if isinstance(request, TrainRequest):
-            passes = Passes(model, request.prepared.views, self.share_prefixes)
+            passes = Passes(model, request.prepared.views, self.share_prefixes, request.fetch)
             return self._losses(passes, request.prepared.targets)
         if isinstance(request, ImageRequest):
             return model.encode_image(request.images, request.image_mask)

@@ -5,7 +5,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dsvlp.passes import Passes
 from dsvlp.recipe import Recipe
 from dsvlp.system import System, TrainRequest, build
-from dsvlp.types import Batch, States
+from dsvlp.types import Batch, Fetched, States
 from tests.batches import make_batch, make_facts, make_fetched, make_fiber_recipe, make_recipe
 
 PAIRS, FETCHED = 8, 6
@@ -23,6 +23,9 @@ SVL_VIEWS = ("objectives.itc.view=clean", "objectives.mlm.view=masked", "objecti
 RECIPES = {
     "fiber": make_fiber_recipe(),
     "fiber, queue": make_fiber_recipe("objectives.itm.negatives=queue", "objectives.itc.queue=16"),
+    "fiber, queue at once": make_fiber_recipe(
+        "objectives.itm.negatives=queue", "objectives.itm.negatives_delay=0", "objectives.itc.queue=16"
+    ),
     "svl": make_recipe(
         *SVL_VIEWS,
         "objectives.itm={view='clean', negatives='batch'}",
@@ -39,18 +42,35 @@ def system(recipe: Recipe, share: bool) -> System:
         for name, parameter in made.named_parameters():
             if not name.endswith("temperature"):
                 parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    queue = made.objectives["itc"].queue
+    if recipe.objectives.itm is not None and recipe.objectives.itm.negatives_delay == 0:
+        draw = torch.Generator().manual_seed(2)
+        for part in (queue.image, queue.text):
+            part.copy_(torch.nn.functional.normalize(torch.randn(part.shape, generator=draw), dim=1))
+        queue.rows.copy_(torch.arange(16) + 1000)
+        queue.samples.copy_(torch.arange(16) + 2000)
     made.share_prefixes = share
     return made
+
+
+def bring(samples: Tensor) -> Fetched:
+    """Returns images and texts as the loader would: the same ones for the same samples."""
+    assert ((samples >= 2000) | (samples == -1)).all() and (samples >= 0).any()
+    every, index = make_fetched(17, 64), (samples - 1999).clamp(min=0)
+    parts = {f.name: getattr(every, f.name)[index[:, 0]] for f in fields(Fetched)}
+    texts = {name: getattr(every, name)[index[:, 1]] for name in ("text_ids", "text_mask", "special_mask")}
+    rows = torch.where(samples >= 0, samples - 1000, -1)
+    return Fetched(**{**parts, **texts, "rows": rows, "samples": samples})
 
 
 def batch(name: str) -> Batch:
     size = 32 if name == "svl" else 64
     made = make_batch(PAIRS, captions=2, partners=False, image_size=size)
-    return replace(made, fetched=make_fetched(FETCHED, size)) if "queue" in name else made
+    return replace(made, fetched=make_fetched(FETCHED, size)) if name == "fiber, queue" else made
 
 
 def gradients(made: System, name: str) -> tuple[dict[str, float], dict[str, Tensor]]:
-    losses = made(TrainRequest(made.prepare(batch(name))))
+    losses = made(TrainRequest(made.prepare(batch(name)), bring))
     sum(loss.sum / loss.count for loss in losses.values()).backward()
     values = {key: float((loss.sum / loss.count).detach()) for key, loss in losses.items()}
     return values, {key: p.grad for key, p in made.named_parameters() if p.grad is not None}
@@ -116,13 +136,14 @@ def test_the_executed_blocks_are_as_few_as_the_sharing_allows(share: bool) -> No
 
 
 @pytest.mark.parametrize("share", [True, False])
-def test_what_was_fetched_is_encoded_below_the_fusion_alone(share: bool) -> None:
-    made, images = system(RECIPES["fiber, queue"], share), PAIRS // 2
-    prepared = made.prepare(batch("fiber, queue"))
+@pytest.mark.parametrize(("name", "fetched"), [("fiber, queue", FETCHED), ("fiber, queue at once", PAIRS)])
+def test_what_was_fetched_is_encoded_below_the_fusion_alone(name: str, fetched: int, share: bool) -> None:
+    made, images = system(RECIPES[name], share), PAIRS // 2
+    prepared = made.prepare(batch(name))
     with rows_through(parts(made)) as (rows, _):
-        made(TrainRequest(prepared))
+        made(TrainRequest(prepared, bring))
     if share:
-        assert (rows["image below"], rows["text below"]) == (images + FETCHED, 2 * PAIRS + FETCHED)
+        assert (rows["image below"], rows["text below"]) == (images + fetched, 2 * PAIRS + fetched)
     else:  # the negatives' alone
         assert rows["image below"] == images + 2 * images + 2 * PAIRS
         assert rows["text below"] == PAIRS + 2 * PAIRS + 2 * PAIRS
@@ -175,7 +196,7 @@ def test_a_step_frees_its_passes_without_the_garbage_collector(
     gc.collect()
     gc.disable()
     try:
-        losses = made(TrainRequest(made.prepare(batch(name))))
+        losses = made(TrainRequest(made.prepare(batch(name)), bring))
         assert losses and len(seen) == 1
         assert seen[0]() is None
     finally:

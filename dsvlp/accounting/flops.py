@@ -13,7 +13,7 @@ from __future__ import annotations
 from dsvlp.accounting.cost import Cost, linear, norm, pooler
 from dsvlp.accounting.flops_fiber import fiber, final_grid, meter
 from dsvlp.accounting.flops_svl import grid_tokens, segmentation_map, svl
-from dsvlp.accounting.passes import hard_negatives, runs
+from dsvlp.accounting.passes import Runs, hard_negatives, runs
 from dsvlp.recipe import FIBERModel, Recipe, SVLModel
 from dsvlp.types import DataFacts
 
@@ -35,14 +35,20 @@ def components(
     return model_costs(recipe, text_n) | {"heads": text_heads(recipe, text_n) + image_heads(recipe, facts)}
 
 
-def model_costs(recipe: Recipe, text_n: float) -> dict[str, Cost]:
-    """Returns component -> cost of a pair, without the objectives' heads."""
-    table = recipe.model
+def model_costs(recipe: Recipe, text_n: float, times: Runs | None = None) -> dict[str, Cost]:
+    """Returns component -> cost of a pair, without the objectives' heads.
+
+    Args:
+        recipe: the recipe.
+        text_n: length of a text.
+        times: how often each part runs; None: as in a training step.
+    """
+    table, times = recipe.model, times or runs(recipe)
     if isinstance(table, SVLModel):
-        return svl(table, text_n, runs(recipe))
+        return svl(table, text_n, times)
     if isinstance(table, FIBERModel):
-        return fiber(table, text_n, runs(recipe))
-    return meter(table, text_n, runs(recipe))
+        return fiber(table, text_n, times)
+    return meter(table, text_n, times)
 
 
 def text_heads(recipe: Recipe, text_n: float) -> Cost:

@@ -1,8 +1,8 @@
-"""Brings ITM's negatives from ITC's queue: drawn in one step, fetched meanwhile, used in the next.
+"""Brings ITM's negatives from ITC's queue: drawn in one step and used in the next, or within one.
 
-After each micro-batch's forward the names of what its pairs drew are copied to the host, and the
-fetcher's thread waits for that copy; training waits only where the pictures are not ready when the
-next step begins.
+**Feed.** After each micro-batch's forward the names of what its pairs drew are copied to the host, and
+the fetcher's thread waits for that copy; training waits only where the pictures are not ready when the
+next step begins. **AtOnce.** The forward itself waits, for the device and then for the pictures.
 """
 
 from __future__ import annotations
@@ -16,7 +16,39 @@ from torch import Tensor
 from dsvlp import dist
 from dsvlp.data.fetch import Fetcher
 from dsvlp.objectives.pool import Pool
-from dsvlp.types import Batch
+from dsvlp.system import Prepared
+from dsvlp.types import Batch, Fetched
+
+
+class AtOnce:
+    """What a micro-batch's forward calls for past pairs' images and texts (`dsvlp.passes.Fetch`).
+
+    Args:
+        fetcher: brings them.
+        step: with the sample it decides the crops, as everywhere on the data's side.
+        first: the micro-batch's first place in the global batch.
+        device: where they go.
+    """
+
+    def __init__(self, fetcher: Fetcher, step: int, first: int, device: torch.device) -> None:
+        self._fetcher, self._step, self._first, self._device = fetcher, step, first, device
+        self._fetched: Fetched | None = None
+
+    def __call__(self, samples: Tensor) -> Fetched:
+        """Returns the images and texts of samples [F, 2] on the device; waits for them.
+
+        Raises:
+            DataError: too many images are bad, or a shard is damaged.
+            RunError: nothing came for `data.timeout_seconds`.
+        """
+        self._fetcher.ask(self._step, self._first, begin_copy(samples))
+        self._fetched = self._fetcher.take().to(self._device, non_blocking=True)
+        return self._fetched
+
+    def seen(self, prepared: Prepared) -> Prepared:
+        """Returns a prepared micro-batch with what was fetched for it, as the losses saw it."""
+        views = {name: replace(view, fetched=self._fetched) for name, view in prepared.views.items()}
+        return replace(prepared, views=views)
 
 
 class Feed:
@@ -46,7 +78,7 @@ class Feed:
         if self._asked is None:
             names = self._pool.samples.cpu()
             for number in range(self._accumulation):
-                first = self._first(number)
+                first = first_place(number, self._micro)
                 part = names[first : first + self._micro]
                 self._fetcher.ask(step, first, lambda part=part: part)  # type: ignore[misc]
         assert self._asked in (None, step), f"step {self._asked} was asked for, not {step}"
@@ -55,11 +87,12 @@ class Feed:
     def drawn(self, step: int, number: int) -> None:
         """Begins to fetch for step `step` what this step's `number`-th micro-batch has drawn."""
         self._asked = step
-        self._fetcher.ask(step, self._first(number), begin_copy(self._pool.drawn[number]))
+        self._fetcher.ask(step, first_place(number, self._micro), begin_copy(self._pool.drawn[number]))
 
-    def _first(self, number: int) -> int:
-        """Returns the first place of this rank's micro-batch in the global batch."""
-        return (number * dist.world_size() + dist.rank()) * self._micro
+
+def first_place(number: int, micro: int) -> int:
+    """Returns the first place in the global batch of this rank's `number`-th micro-batch."""
+    return (number * dist.world_size() + dist.rank()) * micro
 
 
 def begin_copy(tensor: Tensor) -> Callable[[], Tensor]:

@@ -108,16 +108,20 @@ def _choose(run: Path, which: str) -> Checkpoint:
     return open_checkpoint(folder / f"step-{int(best['step']):08d}")
 
 
+def named_tensors(system: System) -> dict[str, torch.Tensor]:
+    """Returns every parameter and persistent buffer by name, a tied parameter under its first one."""
+    persistent = system.state_dict().keys()
+    tensors: dict[str, torch.Tensor] = dict(system.named_parameters())
+    return tensors | {name: buffer for name, buffer in system.named_buffers() if name in persistent}
+
+
 def load_weights(system: System, weights: dict[str, torch.Tensor], where: str) -> None:
     """Copies named tensors into a system's parameters and persistent buffers, all of them.
 
     Raises:
         CheckpointError: names what is missing, unexpected or of another shape.
     """
-    # A tied parameter has several names in state_dict and one in named_parameters, the checkpoint's.
-    expected: dict[str, torch.Tensor] = dict(system.named_parameters())
-    persistent = system.state_dict().keys()
-    expected |= {name: buffer for name, buffer in system.named_buffers() if name in persistent}
+    expected = named_tensors(system)
     wrong = [
         f"{name}: {tuple(weights[name].shape) if name in weights else 'absent'} in the file, "
         f"{tuple(expected[name].shape) if name in expected else 'absent'} in the system"

@@ -46,7 +46,7 @@ def parameter_groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
     Args:
         module: the whole system, before ZeRO takes its parameters apart.
-        recipe: `optimizer`, and `model.pretrained`.
+        recipe: `optimizer`, `model.pretrained` and `start`.
     """
     table = recipe.optimizer
     norms = {id(p) for m in module.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)}
@@ -97,7 +97,8 @@ def is_decayed(name: str, dimensions: int, in_norm: bool, rule: str) -> bool:
 
 def _factor(part: Part, recipe: Recipe) -> float:
     table = recipe.optimizer
-    tower = table.backbone_lr_factor if recipe.model.pretrained else 1.0
+    started = recipe.model.pretrained or recipe.start is not None
+    tower = table.backbone_lr_factor if started else 1.0
     return {
         "tower": tower,
         "fusion": table.fusion_lr_factor,

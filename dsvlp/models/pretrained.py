@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,7 +39,8 @@ BERT_SIZES = (
     "hidden_act",
 )
 ROBERTA_SIZES = (*BERT_SIZES, "type_vocab_size", "pad_token_id", "layer_norm_eps")
-TABLE = "relative_position_bias_table"
+TABLE = "relative_position_bias_table"  # [offsets of the window, heads]
+GRIDS = ("pos_embed", "positions.table")  # [1, cells, width]
 
 B = TypeVar("B", bound=BertModel)
 R = TypeVar("R", bound=RobertaModel)
@@ -82,17 +84,23 @@ def load_swin(tower: SwinTransformer, weights: str) -> None:
     fill(tower, resize_tables(state, tower.state_dict()), weights, SWIN_UNUSED)
 
 
-def resize_tables(state: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns a state whose tables of relative positions have the sizes they have in `like`.
+def resize_tables(state: dict[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a state whose tables over the image have the sizes that they have in `like`.
 
-    Bicubic over the offsets of the window, (2 w - 1)^2 for windows of w, as FIBER's code (FIBER, 1.1).
-    Other entries, and tables of other heads, are left as they are.
+    Bicubic: tables of relative positions over the offsets of the window, (2 w - 1)^2 for windows of w, as
+    FIBER's code (FIBER, 1.1); tables of a grid's positions over its cells. Other entries, and tables of other
+    heads or widths, are left as they are.
     """
     out = dict(state)
     for name, table in state.items():
-        if name.endswith(TABLE) and name in like and like[name].shape[1:] == table.shape[1:]:
-            window = (round(len(like[name]) ** 0.5) + 1) // 2
+        if name not in like or like[name].shape == table.shape:
+            continue
+        if name.endswith(TABLE) and like[name].shape[1:] == table.shape[1:]:
+            window = (_side(len(like[name])) + 1) // 2
             out[name] = resize_rel_pos_bias_table_simple(table, (window, window), like[name].shape)
+        elif name.endswith(GRIDS) and like[name].shape[2:] == table.shape[2:]:
+            old, new = _side(table.shape[1]), _side(like[name].shape[1])
+            out[name] = resample(table, (old, old), (new, new))
     return out
 
 
@@ -194,8 +202,13 @@ def _grid_positions(state: dict[str, Tensor], tower: VisionTransformer) -> Tenso
     table = state["pos_embed"]
     if "cls_token" in state:
         table = table[:, 1:]
-    side = round(table.shape[1] ** 0.5)
+    side = _side(table.shape[1])
     return resample(table, (side, side), tower.patch_embed.grid_size)
+
+
+def _side(cells: int) -> int:
+    """Returns the side of a square of this many cells."""
+    return round(cells**0.5)
 
 
 def _beyond(name: str, kept: int, state: dict[str, Tensor]) -> tuple[str, ...]:

@@ -50,9 +50,16 @@ class Columns:
         """Returns bool [P, K]: the column shows the own pair's image; the own column among them."""
         return self.mine(self.images)[:, None] == self.images
 
-    def negatives(self) -> Tensor:
-        """Returns bool [P, K]: the column counts and shows another image."""
-        return ~self.same_image() & self.counts
+    def negatives(self, same_image: bool) -> Tensor:
+        """Returns bool [P, K]: the column counts and shows another image.
+
+        Args:
+            same_image: any other column than the own one counts.
+        """
+        if not same_image:
+            return ~self.same_image() & self.counts
+        places = torch.arange(len(self.images), device=self.images.device)
+        return (self.targets[:, None] != places) & self.counts
 
 
 def columns(view: Batch, gathered: bool) -> Columns:

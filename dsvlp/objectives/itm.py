@@ -2,13 +2,15 @@
 
 Two ways to the mismatched pairs. **loader**: half of the pairs get the text of another image, which the
 loader brought. **Hard negatives** (FIBER): each pair brings two more, drawn by ITC's similarity, of the
-batch or also of past pairs that were fetched for it (`dsvlp.objectives.pool`).
+batch or also of past pairs that are fetched for it: in the step before (`dsvlp.objectives.pool`), or
+within the step (`dsvlp.objectives.at_once`).
 
 Legend: P pairs, B judged pairs (P, or 3P with hard negatives), T texts, D width.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dsvlp.layers.attention import initialise
-from dsvlp.objectives import hard_negatives
+from dsvlp.objectives import at_once, hard_negatives
 from dsvlp.objectives.base import Objective, Targets, class_constant, class_counts, classified
 from dsvlp.objectives.hard_negatives import Candidates, Drawn
 from dsvlp.objectives.pool import Pool
@@ -51,15 +53,19 @@ class ITM(Objective):
         contrast_width: of ITC's vectors.
 
     Attributes:
-        pool: the past pairs that the next step draws from; None where negatives come from elsewhere.
+        pool: the past pairs that the next step draws from; None where negatives come from elsewhere, or
+            without delay.
     """
 
     name = "itm"
 
     def __init__(self, table: Table, width: int, contrast_width: int = 0) -> None:
         super().__init__(table.view)
-        self.negatives = table.negatives
+        self.negatives, self.delay = table.negatives, table.negatives_delay
+        self.same_image = table.same_image == "negative"
         self.pool: Pool | None = None
+        if self.delay == 0:
+            self.seconds = {"fetching": 0.0}
         self._contrast_width = contrast_width
         self.head = nn.Linear(width, 2)
         initialise(self.head, width)
@@ -72,18 +78,20 @@ class ITM(Objective):
     def told(self, batch: BatchSize) -> None:
         """Makes a place of the pool for each pair of the global batch."""
         super().told(batch)
-        if self.negatives == "queue":
+        if self.negatives == "queue" and self.delay:
             self.pool = Pool(batch.global_pairs, self._contrast_width)
 
     def prepare(self, view: Batch) -> tuple[Batch, ITMTargets]:
         """Returns the view and what is judged in it. With gathered negatives every rank must call.
 
         From the loader: one text a pair, the partner's where the pair is unmatched; the text is swapped
-        and not the image, so that the image-side losses stay valid. Else the view as it is.
+        and not the image, so that the image-side losses stay valid. Else the view as it is. Without delay
+        the queue's pairs are drawn too late to be counted: a pair whose batch shows no other image is
+        judged alone.
         """
         if self.negatives == "loader":
             return swapped(view), ITMTargets(view.weight.sum(), view.matched.long(), view.weight)
-        found = hard_negatives.candidates(view, self.negatives)
+        found = hard_negatives.candidates(view, self.negatives, self.same_image)
         true = torch.ones_like(view.pairs[:, 0])
         some = (side.allowed.any(1) for side in (found.texts, found.images))
         weight = torch.cat((view.weight, *(view.weight * has for has in some)))
@@ -104,10 +112,16 @@ class ITM(Objective):
         passes.ask(self.view)
         if targets.candidates is None or self.negatives == "loader":
             return None
+        assert passes.similarity is not None, "ITC begins before ITM"
+        past = passes.similarity.past
+        if past is not None and self.delay == 0:
+            began = time.perf_counter()
+            drawn = at_once.ask(passes, self.view, targets.candidates)
+            self.seconds["fetching"] += time.perf_counter() - began
+            return drawn
         drawn = hard_negatives.ask(passes, self.view, self.negatives, targets.candidates, self.pool)
-        assert passes.similarity is not None
-        if self.pool is not None and passes.similarity.past is not None and torch.is_grad_enabled():
-            hard_negatives.draw_for_next(passes.similarity.past, targets.candidates.columns, self.pool)
+        if self.pool is not None and past is not None and torch.is_grad_enabled():
+            hard_negatives.draw_for_next(past, targets.candidates, self.pool)
         return drawn
 
     def loss(self, passes: Passes, targets: ITMTargets, begun: Drawn | None = None) -> Loss:
@@ -118,13 +132,14 @@ class ITM(Objective):
         drawn = begun.fused.result()
         assert encoded.pooled is not None and drawn.pooled is not None
         logits = self.logits(Encoded(pooled=torch.cat((encoded.pooled, drawn.pooled))))
-        loss = classified(logits, targets.labels, targets.weight, targets.count)
-        weight = targets.weight[len(encoded.pooled) :]
+        own, weight = targets.weight.split((len(encoded.pooled), len(begun.there)))
+        weight = weight * begun.there
+        loss = classified(logits, targets.labels, torch.cat((own, weight)), targets.count)
         how = {
             "hardness": ((begun.hardness * weight).sum(), weight.sum()),
             "false_negatives": ((begun.false * weight).sum(), weight.sum()),
         }
-        if self.pool is not None:
+        if self.negatives == "queue":
             how["from_queue"] = ((begun.fetched * weight).sum(), weight.sum())
         return replace(loss, metrics=loss.metrics | how, drawn=begun.pairs)
 

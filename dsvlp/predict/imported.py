@@ -15,20 +15,18 @@ from torch import Tensor
 from dsvlp import recipe as recipes
 from dsvlp import system as systems
 from dsvlp.data.text import Tokenizer
-from dsvlp.engine.inference import Trained, load_weights
+from dsvlp.engine.inference import Trained, load_weights, named_tensors
+from dsvlp.engine.start import BETWEEN_STEPS
 from dsvlp.errors import CheckpointError, RunError
 from dsvlp.models import fiber_names
 from dsvlp.models.pretrained import resize_tables
 from dsvlp.predict import official
-from dsvlp.predict.export import named_tensors
+from dsvlp.predict.export import stored
 from dsvlp.recipe import FIBERModel, Recipe
 from dsvlp.system import System
 from dsvlp.types import DataFacts
 
 log = logging.getLogger(__name__)
-
-# What objectives remember between steps; official files hold it in another form or not at all.
-_BETWEEN_STEPS = ("objectives.itc.queue.", "objectives.itm.pool.")
 
 FINE = re.compile(r"(module\.)?(backbone|language_backbone|rpn)\.")  # GLIP's names (FIBER, 3)
 LAST_TABLE = re.compile(r"vit_model\.layers\.\d+\.blocks\.0\.attn\.relative_position_bias_table")
@@ -73,7 +71,7 @@ def write(system: System, recipe: Recipe, path: Path) -> int:
         RunError: the system is not FIBER, has a head that the official code lacks, or cannot be written.
     """
     model = fiber_table(recipe)
-    state = fiber_names.to_official(named_tensors(system), model.fusion.plan, len(model.image.depths))
+    state = fiber_names.to_official(stored(system), model.fusion.plan, len(model.image.depths))
     official.write({name: tensor.contiguous() for name, tensor in state.items()}, path)
     return len(state)
 
@@ -128,7 +126,8 @@ def _check_size(state: dict[str, Tensor], model: FIBERModel, path: Path, *, aske
 
 def _check_names(own: dict[str, Tensor], ours: dict[str, Tensor], model: FIBERModel, path: Path) -> None:
     """Raises `CheckpointError` that names what the checkpoint lacks and what it has too much."""
-    expected = {name: own[name] for name in own if not name.startswith(_BETWEEN_STEPS)}
+    # Official files hold what objectives remember between steps in another form or not at all.
+    expected = {name: own[name] for name in own if not name.startswith(BETWEEN_STEPS)}
     missing = {name: expected[name] for name in expected.keys() - ours.keys()}
     extra = {name: ours[name] for name in ours.keys() - expected.keys()}
     if missing or extra:

@@ -20,9 +20,10 @@ from dsvlp.data.decode import BadImage, CPUDecoder, EncodedImage
 from dsvlp.data.jpeg import BadImage as Unstorable
 from dsvlp.data.jpeg import normalise
 from dsvlp.data.text import Tokenizer
+from dsvlp.engine.exported import TOKENIZER, is_export
 from dsvlp.engine.inference import Inference, Trained, load_trained
 from dsvlp.errors import DataError, RunError
-from dsvlp.predict import export
+from dsvlp.predict.export import read
 from dsvlp.system import EmbedRequest, ImageRequest, MatchRequest, TextRequest
 from dsvlp.types import Encoded, States
 
@@ -161,15 +162,15 @@ def load(folder: str | Path, device: torch.device | None = None) -> Predictor:
 
 def open_trained(folder: Path) -> tuple[Trained, Tokenizer]:
     """Returns the system and tokenizer of an export, or of a run's newest checkpoint."""
-    if export.is_export(folder):
-        return export.read(folder)
+    if is_export(folder):
+        return read(folder)
     if not (folder / "recipe.json").is_file():
         raise RunError(
             f"{folder} is neither a run nor an export",
             "a folder with recipe.json (dsvlp train) or export.json (dsvlp export)",
             "Check the path",
         )
-    return load_trained(folder), Tokenizer.load(folder / export.TOKENIZER)
+    return load_trained(folder), Tokenizer.load(folder / TOKENIZER)
 
 
 def join_pieces(tokens: Sequence[str], maps: np.ndarray) -> list[WordAttention]:

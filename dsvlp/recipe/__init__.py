@@ -99,7 +99,7 @@ class Optimizer(Strict):
 
     lr: PositiveFloat
     backbone_lr_factor: PositiveFloat = Field(
-        1.0, description="for the two towers when they start pretrained"
+        1.0, description="for the two towers where they start trained: `model.pretrained`, or a `start`"
     )
     fusion_lr_factor: PositiveFloat = Field(
         1.0, description="for the fusion between the towers; FIBER's code: 5"
@@ -129,6 +129,9 @@ class Engine(Strict):
     precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16: autocast with fp32 master weights")
     share_prefixes: bool = Field(
         True, description="what lies below the fusion runs once for all passes; false: once a pass"
+    )
+    cut_texts: bool = Field(
+        False, description="texts end with the longest of their micro-batch, not at model.text.max_length"
     )
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     max_skipped_steps: Positive = Field(10, description="non-finite steps in a row after which the run stops")
@@ -160,6 +163,11 @@ class Recipe(Strict):
 
     description: str
     seed: Seed = 0
+    start: str | None = Field(
+        None,
+        description="folder of `dsvlp export` or `dsvlp import`: the weights at step 0, of the model and of "
+        "the objectives that both have; tables over the image are resized",
+    )
     model: Annotated[SVLModel | FIBERModel | METERModel, Field(discriminator="system")]
     data: Data = Data()
     objectives: Objectives
@@ -210,7 +218,7 @@ def micro_pairs(recipe: Recipe, world: int) -> int:
     share, rest = divmod(batch.contrastive_pairs, world)
     captions, itm = recipe.data.captions_per_image, recipe.objectives.itm
     # Negatives from a process's own micro-batch need a second image in it.
-    least = 2 if itm is not None and itm.negatives == "batch" else 1
+    least = 2 if itm is not None and itm.of_own_batch else 1
     if rest or share % captions or share < least * captions:
         images = batch.contrastive_pairs // captions
         valid = [n for n in range(1, images // least + 1) if images % n == 0]

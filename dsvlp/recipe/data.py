@@ -53,9 +53,11 @@ class Data(Strict):
     )
     captions_per_image: Positive = 1
     augment: Augment = Augment()
-    decode: Literal["cpu"] = "cpu"
+    decoder: Literal["cpu", "torchvision", "torchcodec", "nvimgcodec"] = Field(
+        "cpu", description="what decodes JPEGs; all but cpu need a CUDA GPU and the library of that name"
+    )
     workers: Annotated[int, Field(ge=0)] = Field(
-        2, description="decoding threads a process; 0: in the loader's thread"
+        2, description="threads a process that read and decode images; 0: in the loader's thread"
     )
     prefetch: Positive = Field(2, description="micro-batches made ahead")
     open_shards: Positive = Field(4, description="rows are shuffled inside a window of this many shards")

@@ -55,8 +55,33 @@ class ITM(Strict):
         "loader",
         description="loader: half of the pairs get another image's text; else each pair brings a negative "
         "image and a negative text, drawn by ITC's similarity from its micro-batch, from those of all ranks, "
-        "or from past pairs too (queue: fetched again, and so a step later than in FIBER's code)",
+        "or from ITC's queue of past pairs too, which are fetched again",
     )
+    negatives_delay: Literal[1, 0] = Field(
+        1,
+        description="steps from the draw of a queue's pairs to their judging; 1: they are fetched while the "
+        "step runs; 0, as FIBER's code: within it, each micro-batch waits on the host until they are there",
+    )
+    same_image: Literal["masked", "negative"] = Field(
+        "masked",
+        description="other pairs of the own image: never drawn, or drawn as in FIBER's code; itc's must be "
+        "the same",
+    )
+
+    @property
+    def of_own_batch(self) -> bool:
+        """Whether a pair has negatives only where its micro-batch shows a second image."""
+        return self.negatives == "batch" or (self.negatives == "queue" and self.negatives_delay == 0)
+
+    @model_validator(mode="after")
+    def _hard(self) -> "ITM":
+        if self.negatives_delay == 0 and self.negatives != "queue":
+            raise ValueError(
+                f"negatives_delay = 0 is about negatives = 'queue', not {self.negatives!r}; leave it out"
+            )
+        if self.same_image == "negative" and self.negatives == "loader":
+            raise ValueError("same_image = 'negative' is about hard negatives, not negatives = 'loader'")
+        return self
 
 
 class SSUL(Strict):

@@ -28,6 +28,12 @@ VARIANTS = {
     "matching alone": ("objectives.itc=false", "objectives.itm.negatives=loader", "objectives.mlm=false"),
     "fetched negatives": QUEUE,
     "fetched negatives, separate": (*QUEUE, "engine.share_prefixes=false"),
+    "negatives at once": (*QUEUE, "objectives.itm.negatives_delay=0"),
+    "negatives at once, separate": (
+        *QUEUE,
+        "objectives.itm.negatives_delay=0",
+        "engine.share_prefixes=false",
+    ),
     "another plan": ("model.fusion.plan=[[2,1,0],[3,1,1]]",),
     "from a stage's start": ("model.fusion.plan=[[3,0,1]]",),
 }
@@ -66,14 +72,15 @@ def counted(shown: recipe.Recipe) -> float:
         shown.model.text.vocabulary,
         partners=recipe.swaps_texts(shown),
     )
-    if recipe.fetches_negatives(shown):
-        length, vocabulary = shown.model.text.max_length, shown.model.text.vocabulary
-        batch = replace(batch, fetched=make_fetched(PAIRS, shown.model.image_size, length, vocabulary))
+    length, vocabulary = shown.model.text.max_length, shown.model.text.vocabulary
+    fetched = make_fetched(PAIRS, shown.model.image_size, length, vocabulary)
+    if recipe.fetches_negatives(shown) and shown.objectives.itm.negatives_delay:
+        batch = replace(batch, fetched=fetched)
     prepared = built.prepare(batch)
     counter = FlopCounterMode(display=False)
     # The fused kernels count as nothing on a CPU.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        built(TrainRequest(prepared))
+        built(TrainRequest(prepared, lambda samples: fetched))
     by_module = counter.get_flop_counts()
     parts = ("System.objectives.mlm.transform", "System.objectives.mlm.decoder")
     head = sum(sum(by_module[part].values()) for part in parts if part in by_module)

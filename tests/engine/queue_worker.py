@@ -1,4 +1,4 @@
-"""One rank of the test of fetched negatives: `queue_worker.py LAYOUTS FOLDER DATASET TOKENIZER`.
+"""One rank of the test of fetched negatives: `queue_worker.py LAYOUTS FOLDER DELAY DATASET TOKENIZER`.
 
 Rank 0 writes FOLDER/queue-WORLD.json. Real optimizer steps of a tiny FIBER on real files.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dsvlp import dist, recipe
+from dsvlp.data.fetch import Fetcher, Names
 from dsvlp.data.loader import open_data
 from dsvlp.engine import zero
 from dsvlp.engine.checkpoint import CheckpointStore
@@ -25,6 +26,7 @@ SETTINGS = (
     "batch.micro_pairs=4",
     "objectives.itm.negatives=queue",
     "objectives.itc.queue=24",
+    "objectives.itm.negatives_delay={delay}",
     "model.text.vocabulary=256",
     "data.workers=1",
 )
@@ -33,15 +35,38 @@ SETTINGS = (
 class Run:
     """Optimizer steps on this rank, and what they leave."""
 
-    def __init__(self, dataset: str, tokenizer: str, layout: str, seed: int = 0) -> None:
+    def __init__(self, delay: str, dataset: str, tokenizer: str, layout: str, seed: int = 0) -> None:
         paths = (f'data.train=[{{path="{dataset}"}}]', f'data.tokenizer="{tokenizer}"')
-        table = make_fiber_recipe(*SETTINGS, *paths, f"engine.zero={layout}")
+        settings = (text.format(delay=delay) for text in SETTINGS)
+        table = make_fiber_recipe(*settings, *paths, f"engine.zero={layout}")
         self.data = open_data(table)
         self.system = build(table.model_copy(update={"seed": seed}), self.data.facts)
         self.accumulation = recipe.accumulation(table, dist.world_size())
         self.engine = zero.Engine(self.system, table, accumulation=self.accumulation)
         self.engine.train()
-        self.runner = Step(self.engine, self.system, table, self.accumulation, self.data.fetcher)
+        self.runner = Step(self.engine, self.system, table, self.accumulation, self._noting())
+
+    def _noting(self) -> Fetcher:
+        """The fetcher, which notes what it is asked for: (first place, samples)."""
+        fetcher, self.asked = self.data.fetcher, []
+        assert fetcher is not None
+        ask = fetcher.ask
+
+        def noted(step: int, first: int, names: Names) -> None:
+            self.asked.append((first, names().tolist()))
+            ask(step, first, names)
+
+        fetcher.ask = noted  # type: ignore[method-assign]
+        return fetcher
+
+    def drawn(self) -> list[list[int]]:
+        """What the last step drew for each place of the global batch, or the pool where that is kept."""
+        pool = self.system.objectives["itm"].pool  # type: ignore[union-attr]
+        if pool is not None:
+            return pool.samples.tolist()  # type: ignore[no-any-return,union-attr,operator]
+        ranks = dist.gather_objects(list(self.asked))
+        self.asked.clear()
+        return [pair for _, pairs in sorted(part for rank in ranks for part in rank) for pair in pairs]
 
     def step(self, number: int, poisoned: bool = False) -> dict[str, Any]:
         batches = [next(self.data.train) for _ in range(self.accumulation)]
@@ -50,8 +75,7 @@ class Run:
         output = self.runner.run(number, batches, 1e-3, stop=False)
         names = list(self.system.objectives)
         losses = {} if poisoned else summary(output, names, dict.fromkeys(names, 1.0))
-        pool = self.system.objectives["itm"].pool  # type: ignore[union-attr]
-        return {"losses": losses, "pool": pool.samples.tolist(), "finite": bool(output.finite)}  # type: ignore[union-attr]
+        return {"losses": losses, "drawn": self.drawn(), "finite": bool(output.finite)}
 
     def save(self, folder: Path, number: int) -> None:
         save(self.engine, folder, number, data=self.data.train.state_dict())

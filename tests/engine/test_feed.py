@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from dsvlp.data.fetch import Fetcher
-from dsvlp.engine.feed import Feed
+from dsvlp.engine.feed import AtOnce, Feed
 from dsvlp.objectives.pool import EMPTY, Pool
+from dsvlp.system import Prepared
 from dsvlp.types import Batch, Fetched
 from tests.batches import make_batch
 from tests.data.pictures_of_noise import make_dataset, make_recipe, make_tokenizer
@@ -101,3 +102,15 @@ def test_a_gap_between_steps_is_not_passed_over(fetcher: Fetcher) -> None:
     draw(pool, feed, 1, SAMPLES)
     with pytest.raises(AssertionError, match="step 2 was asked for, not 3"):
         feed.bring(3, batches())
+
+
+def test_what_is_asked_for_at_once_comes_at_once_and_stands_in_every_view(fetcher: Fetcher) -> None:
+    bring = AtOnce(fetcher, 3, MICRO, torch.device("cpu"))
+    brought = bring(SAMPLES[:MICRO])
+    fetcher.ask(3, MICRO, lambda: SAMPLES[:MICRO])
+    expected = fetcher.take()
+    for field in fields(Fetched):
+        assert torch.equal(getattr(brought, field.name), getattr(expected, field.name)), field.name
+    plain = batches()[0]
+    seen = bring.seen(Prepared({"clean": plain, "masked": plain}, {}))
+    assert all(view.fetched is brought for view in seen.views.values()) and plain.fetched is None

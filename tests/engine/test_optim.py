@@ -59,20 +59,24 @@ class Parts(nn.Module):
         self.objectives = nn.ModuleDict({"mlm": nn.Linear(2, 2), "itc": contrast})
 
 
-@pytest.mark.parametrize("pretrained", [False, True])
-def test_each_part_has_its_own_rate_and_towers_only_where_they_start_pretrained(pretrained: bool) -> None:
+@pytest.mark.parametrize(("pretrained", "start"), [(False, None), (True, None), (False, "DIR")])
+def test_each_part_has_its_own_rate_and_towers_only_where_they_start_trained(
+    pretrained: bool, start: str | None
+) -> None:
     factors = {"backbone_lr_factor": 0.1, "fusion_lr_factor": 5.0, "head_lr_factor": 50.0}
     table = SimpleNamespace(
-        optimizer=RECIPE.optimizer.model_copy(update=factors), model=SimpleNamespace(pretrained=pretrained)
+        optimizer=RECIPE.optimizer.model_copy(update=factors),
+        model=SimpleNamespace(pretrained=pretrained),
+        start=start,
     )
     system = Parts()
     names = {id(p): name for name, p in system.named_parameters()}
     groups = parameter_groups(system, table)  # type: ignore[arg-type]
     found = {names[id(p)]: group["lr_factor"] for group in groups for p in group["params"]}
-    tower = 0.1 if pretrained else 1.0
+    tower = 0.1 if pretrained or start else 1.0
     starts = {"model.image": tower, "model.text": tower, "model.cross": 5.0, "objectives.mlm": 50.0}
     for name, factor in found.items():
-        expected = next((value for start, value in starts.items() if name.startswith(start)), 1.0)
+        expected = next((value for prefix, value in starts.items() if name.startswith(prefix)), 1.0)
         assert factor == expected, name
     optimizer = GuardedOptimizer(groups)
     optimizer.set_lr(0.5)

@@ -1,4 +1,7 @@
-"""ITM's negatives from the queue in real runs: two launches, many claims. The worker is `queue_worker.py`."""
+"""ITM's negatives from the queue in real runs, a step late and at once: two launches each, many claims.
+
+The worker is `queue_worker.py`.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,21 @@ pytestmark = pytest.mark.slow
 LAYOUTS = ("zero1", "zero3")
 
 
+@pytest.fixture(scope="module", params=[1, 0], ids=["a step late", "at once"])
+def delay(request: pytest.FixtureRequest) -> int:
+    """The recipe's `negatives_delay`."""
+    return int(request.param)
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
+def results(tmp_path_factory: pytest.TempPathFactory, delay: int) -> dict[int, Any]:
     """What two processes and one found, by their number."""
     folder = tmp_path_factory.mktemp("queue")
     dataset = make_dataset(folder, "noise", [2] * 20)
     make_tokenizer([dataset]).save(folder / "tokenizer")
     paths = (str(dataset.path), str(folder / "tokenizer"))
     for world, layouts in ((2, LAYOUTS), (1, LAYOUTS[:1])):
-        arguments = (",".join(layouts), str(folder), *paths)
+        arguments = (",".join(layouts), str(folder), str(delay), *paths)
         run("queue_worker.py", *arguments, world=world, scratch=folder, seconds=600)
     return {world: json.loads((folder / f"queue-{world}.json").read_text()) for world in (1, 2)}
 
@@ -32,14 +41,17 @@ def losses(steps: list[dict[str, Any]]) -> list[dict[str, float]]:
     return [step["losses"] for step in steps]
 
 
-def test_from_the_third_step_on_negatives_come_from_the_queue(results: dict[int, Any]) -> None:
+def test_negatives_come_from_the_queue_once_it_is_filled(results: dict[int, Any], delay: int) -> None:
     steps = results[1]["whole"]["steps"]
     shares = [step["losses"]["metrics/itm/from_queue"] for step in steps]
-    assert shares[:2] == [0, 0]  # an empty queue draws nothing, then the first pool is drawn
-    assert all(share > 0 for share in shares[2:])
-    assert {sample for pair in steps[0]["pool"] for sample in pair} == {-1}
-    for step in steps[1:]:
-        assert all(0 <= sample < 40 for pair in step["pool"] for sample in pair)
+    first = 1 + delay  # an empty queue draws nothing; then, with a delay, the first pool is drawn
+    assert not any(shares[:first]) and all(share > 0 for share in shares[first:])
+    drawn = [[sample for pair in step["drawn"] for sample in pair] for step in steps]
+    assert set(drawn[0]) == {-1} and all(len(samples) == 32 for samples in drawn)
+    for samples, share in zip(drawn[1:], shares[1:], strict=True):
+        assert all(delay - 1 <= sample < 40 for sample in samples)
+        if not delay:
+            assert sum(sample >= 0 for sample in samples) == pytest.approx(share * 32)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -63,13 +75,13 @@ def test_two_processes_draw_and_learn_what_one_does(results: dict[int, Any]) -> 
     one = results[1]["whole"]["steps"]
     for layout in LAYOUTS:
         two = results[2][layout]["whole"]["steps"]
-        assert [step["pool"] for step in one] == [step["pool"] for step in two]
+        assert [step["drawn"] for step in one] == [step["drawn"] for step in two]
         for mine, others in zip(losses(one), losses(two), strict=True):
             assert mine == pytest.approx(others, rel=1e-5, abs=1e-6)
 
 
 def test_one_process_goes_on_from_two_in_another_stage(results: dict[int, Any]) -> None:
     whole, back = results[2]["zero3"]["whole"]["steps"][3:], results[1]["back"]["steps"]
-    assert [step["pool"] for step in whole] == [step["pool"] for step in back]
+    assert [step["drawn"] for step in whole] == [step["drawn"] for step in back]
     for mine, others in zip(losses(whole), losses(back), strict=True):
         assert mine == pytest.approx(others, rel=1e-5, abs=1e-6)

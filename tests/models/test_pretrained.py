@@ -8,15 +8,19 @@ from torch import Tensor, nn
 import dsvlp.vision  # noqa: F401  # isort: skip
 import timm
 from timm.layers import resample_abs_pos_embed
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
-from transformers import BertConfig, BertForPreTraining
+from transformers import BertConfig, BertForPreTraining, RobertaConfig, RobertaForMaskedLM
 
-from dsvlp import config
+from dsvlp import config, recipe, system
 from dsvlp.errors import RecipeError
+from dsvlp.models import pretrained
 from dsvlp.models.bert import BERTTower
 from dsvlp.models.resnet import ResNetTower
+from dsvlp.models.swin import SwinTower
 from dsvlp.models.vit import ViTTower
-from dsvlp.recipe import BERT, ResNet, ViT
+from dsvlp.recipe import BERT, ResNet, Swin, ViT
+from tests.batches import make_facts, make_fiber_recipe
 
 SIZES = {"width": 32, "heads": 2}
 
@@ -156,3 +160,69 @@ def test_bert_with_a_missing_key_is_refused_by_name(tmp_path: Path) -> None:
 def test_an_absent_folder_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"model\.text\.weights"):
         _bert(tmp_path / "nowhere")
+
+
+def _published_names() -> list[tuple[str, str]]:
+    """(recipe, timm name) of every shipped recipe whose towers start pretrained."""
+    names = sorted(path.stem for path in config.RECIPES.glob("*.toml"))
+    tables = {name: recipe.load(name).model for name in names}
+    return [(name, str(table.image.weights)) for name, table in tables.items() if table.pretrained]
+
+
+def test_recipes_that_start_pretrained_are_looked_at() -> None:
+    assert {"pretrain_svl", "pretrain_svl_resnet50", "pretrain_fiber"} <= {
+        name for name, _ in _published_names()
+    }
+
+
+@pytest.mark.parametrize(("name", "weights"), _published_names())
+def test_timm_publishes_the_image_weights_of_the_recipe_and_they_fit_its_tower(
+    name: str, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At full size, without a download: timm's registry has the name, its model has the tower's tensors."""
+    table = recipe.load(name).model
+    assert weights in timm.list_pretrained(), "timm knows no such published weights"
+    with torch.device("meta"):
+        theirs = timm.create_model(weights, pretrained=False)
+        monkeypatch.setattr(pretrained, "published", lambda _: dict(theirs.state_dict()))
+        if isinstance(table.image, Swin):
+            SwinTower.from_recipe(table.image, table.image_size, pretrained=True)
+        elif isinstance(table.image, ViT):
+            ViTTower.from_recipe(table.image, table.image_size, pretrained=True)
+        else:
+            ResNetTower.from_recipe(table.image, table.image_size, table.text.width, pretrained=True)
+
+
+def test_the_official_swin_was_trained_at_the_recipes_size_on_imagenet_22k() -> None:
+    published = timm.get_pretrained_cfg(recipe.load("pretrain_fiber").model.image.weights)
+    assert published.input_size == (3, 384, 384) and published.num_classes == 21841
+
+
+def test_a_fiber_of_pretrained_towers_starts_as_timms_and_transformers_models(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    image = SwinTransformer(
+        img_size=64,
+        num_classes=3,
+        embed_dim=16,
+        depths=(1, 1, 2, 2),
+        num_heads=(1, 2, 2, 4),
+        window_size=2,
+        mlp_ratio=2.0,
+    ).eval()
+    sizes = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
+    more = {"intermediate_size": 64, "max_position_embeddings": 16, "type_vocab_size": 1, "pad_token_id": 0}
+    text = RobertaForMaskedLM(RobertaConfig(**sizes, **more, layer_norm_eps=1e-5)).eval()
+    text.save_pretrained(tmp_path / "roberta")
+    shown = make_fiber_recipe(
+        "model.pretrained=true",
+        f"model.image.weights={_save(tmp_path, image.state_dict())}",
+        f"model.text.weights={tmp_path / 'roberta'}",
+    )
+    model = system.build(shown, make_facts()).eval().model
+    pixels, ids = torch.randn(2, 3, 64, 64), torch.randint(5, 40, (2, 9))
+    mask = torch.arange(9) < torch.tensor([[9], [6]])
+    seen = model.finish_image(model.encode_image(pixels)).tokens
+    torch.testing.assert_close(seen, image.forward_features(pixels).flatten(1, 2), atol=1e-5, rtol=1e-5)
+    read = model.finish_text(model.encode_text(ids.masked_fill(~mask, 0), mask)).tokens
+    theirs = text.roberta(ids.masked_fill(~mask, 0), mask.long()).last_hidden_state
+    torch.testing.assert_close(read[mask], theirs[mask], atol=1e-5, rtol=1e-5)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from dsvlp.objectives import hard_negatives
-from dsvlp.objectives.contrast import columns
 from dsvlp.objectives.itm import ITM
 from dsvlp.objectives.pool import EMPTY, Pool
 from dsvlp.objectives.queue import NOISE
@@ -39,7 +38,7 @@ def past(seed: int = 0) -> Past:
 
 def drawn(batch: Batch, found: Past) -> Tensor:
     pool = Pool(PAIRS, WIDTH)
-    hard_negatives.draw_for_next(found, columns(batch, False), pool)
+    hard_negatives.draw_for_next(found, hard_negatives.candidates(batch, "queue"), pool)
     (samples,) = pool.drawn
     pool.settle()
     assert torch.equal(pool.samples, samples)
@@ -84,7 +83,8 @@ def test_what_is_not_finite_leaves_a_place_empty() -> None:
     found.image[5] = torch.nan
     found.text_to_image[:, 5] += 60
     pool = Pool(PAIRS, WIDTH)
-    hard_negatives.draw_for_next(found, columns(make_batch(PAIRS, partners=False), False), pool)
+    batch = make_batch(PAIRS, partners=False)
+    hard_negatives.draw_for_next(found, hard_negatives.candidates(batch, "queue"), pool)
     pool.settle()
     assert (pool.samples == EMPTY).all(1).sum() == PAIRS - 1  # the pair of that image drew another
     assert pool.image.isfinite().all() and pool.text.isfinite().all()

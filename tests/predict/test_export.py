@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 import dsvlp
 from dsvlp.cli import export as verb
+from dsvlp.engine.exported import MANIFEST, WEIGHTS
 from dsvlp.errors import CheckpointError, RunError
 from dsvlp.predict import export
 from dsvlp.predict.model import open_trained
@@ -34,7 +35,7 @@ def test_it_works_far_from_the_run(exported, picture, tmp_path):
 
 
 def test_a_tied_weight_is_stored_once(run, exported):
-    names = load_file(exported / export.WEIGHTS).keys()
+    names = load_file(exported / WEIGHTS).keys()
     assert "model.text.embeddings.word_embeddings.weight" in names
     assert "objectives.mlm.decoder.weight" not in names
     trained, _ = open_trained(run)
@@ -50,25 +51,25 @@ def test_nothing_is_overwritten(run, exported):
 def test_an_export_can_be_exported_again(exported, tmp_path):
     done = CliRunner().invoke(verb.command, [str(exported), "--out", str(tmp_path / "again")])
     assert done.exit_code == 0
-    assert (tmp_path / "again" / export.WEIGHTS).read_bytes() == (exported / export.WEIGHTS).read_bytes()
+    assert (tmp_path / "again" / WEIGHTS).read_bytes() == (exported / WEIGHTS).read_bytes()
 
 
 def flip_a_bit(folder):
-    path = folder / export.WEIGHTS
+    path = folder / WEIGHTS
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
 
 
 def other_format(folder):
-    told = json.loads((folder / export.MANIFEST).read_text())
-    (folder / export.MANIFEST).write_text(json.dumps(told | {"format": 99}))
+    told = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(told | {"format": 99}))
 
 
 def drop_a_key(folder):
-    told = json.loads((folder / export.MANIFEST).read_text())
+    told = json.loads((folder / MANIFEST).read_text())
     del told["facts"]
-    (folder / export.MANIFEST).write_text(json.dumps(told))
+    (folder / MANIFEST).write_text(json.dumps(told))
 
 
 @pytest.mark.parametrize(
@@ -77,8 +78,8 @@ def drop_a_key(folder):
         (flip_a_bit, "model.safetensors is damaged"),
         (other_format, "format 99"),
         (drop_a_key, "is damaged: KeyError"),
-        (lambda folder: (folder / export.WEIGHTS).unlink(), "is damaged: FileNotFoundError"),
-        (lambda folder: (folder / export.MANIFEST).write_text("{"), "is damaged"),
+        (lambda folder: (folder / WEIGHTS).unlink(), "is damaged: FileNotFoundError"),
+        (lambda folder: (folder / MANIFEST).write_text("{"), "is damaged"),
     ],
 )
 def test_damage_is_named(exported, tmp_path, damage, says):

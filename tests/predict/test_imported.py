@@ -17,9 +17,10 @@ from dsvlp import config, recipe
 from dsvlp.cli import export as export_verb
 from dsvlp.cli import importing as import_verb
 from dsvlp.data.text import Tokenizer
+from dsvlp.engine.exported import WEIGHTS
 from dsvlp.errors import CheckpointError, DsvlpError, RecipeError, RunError
 from dsvlp.models.fiber_names import why_dead
-from dsvlp.predict import export, imported
+from dsvlp.predict import imported
 from dsvlp.system import ImageRequest, MatchRequest, TextRequest
 from tests.models.official import Official, official, sizes
 
@@ -207,10 +208,10 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(kind, weights, tokeni
 
 def test_a_folder_that_exists_is_not_touched(weights, tokenizer, keys, folder, tmp_path):
     save_file(weights, tmp_path / "a.safetensors")
-    before = (folder / export.WEIGHTS).read_bytes()
+    before = (folder / WEIGHTS).read_bytes()
     done = run(tmp_path / "a.safetensors", folder, tokenizer, keys)
     assert isinstance(done.exception, RunError) and "exists already" in str(done.exception)
-    assert (folder / export.WEIGHTS).read_bytes() == before
+    assert (folder / WEIGHTS).read_bytes() == before
 
 
 def test_a_tokenizer_that_pads_otherwise_and_another_systems_recipe_are_refused(
