@@ -2,12 +2,15 @@
 
 Peaks are dense matrix products at the precision that training would use on that card: bfloat16,
 or float16 where the card has no bfloat16 (V100). A CPU has no entry: its peak is measured where
-MFU is asked for, see `peak_flops`.
+MFU is asked for, see `peak_flops`. Memory is the data sheet's number of gigabytes, taken as 10^9 bytes:
+a driver shows some more. A link is one direction of NVLink, or of PCIe where the card has none.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from dsvlp.errors import RecipeError
 
 
 @dataclass(frozen=True)
@@ -17,29 +20,35 @@ class Device:
     Attributes:
         name: its usual name.
         peak_flops: dense FLOP/s of `precision`, without sparsity, from the vendor's data sheet.
+        memory: bytes.
+        link: bytes/s to the other cards of its node, in one direction.
         precision: "bf16" or "fp16".
     """
 
     name: str
     peak_flops: float
+    memory: float
+    link: float
     precision: str = "bf16"
 
 
 # Matched in this order as words of the name that the driver gives, e.g. "NVIDIA H100 80GB HBM3".
 DEVICES = (
-    Device("H200", 989e12),
-    Device("GH200", 989e12),
-    Device("H100 PCIe", 756e12),
-    Device("H100 NVL", 835e12),
-    Device("H100", 989e12),
-    Device("A100", 312e12),
-    Device("A40", 149.7e12),
-    Device("A10", 125e12),
-    Device("L40S", 362e12),
-    Device("L4", 121e12),
-    Device("RTX 3090", 71e12),
-    Device("RTX 4090", 165.2e12),
-    Device("V100", 125e12, "fp16"),
+    Device("H200", 989e12, 141e9, 450e9),
+    Device("GH200", 989e12, 96e9, 450e9),
+    Device("H100 PCIe", 756e12, 80e9, 64e9),
+    Device("H100 NVL", 835e12, 94e9, 300e9),
+    Device("H100", 989e12, 80e9, 450e9),
+    Device("A100 40GB", 312e12, 40e9, 300e9),
+    Device("A100", 312e12, 80e9, 300e9),
+    Device("A40", 149.7e12, 48e9, 32e9),
+    Device("A10", 125e12, 24e9, 32e9),
+    Device("L40S", 362e12, 48e9, 32e9),
+    Device("L4", 121e12, 24e9, 32e9),
+    Device("RTX 3090", 71e12, 24e9, 32e9),
+    Device("RTX 4090", 165.2e12, 24e9, 32e9),
+    Device("V100 16GB", 125e12, 16e9, 150e9, "fp16"),
+    Device("V100", 125e12, 32e9, 150e9, "fp16"),
 )
 
 
@@ -50,6 +59,19 @@ def find(name: str) -> Device | None:
         if all(word in words for word in device.name.upper().split()):
             return device
     return None
+
+
+def named(name: str) -> Device:
+    """Returns the entry that a person names, e.g. "h200" or "a100-40gb".
+
+    Raises:
+        RecipeError: no card is called so; all names are listed.
+    """
+    device = find(name)
+    if device is None:
+        names = ", ".join(known.name.lower().replace(" ", "-") for known in DEVICES)
+        raise RecipeError(f"no GPU is called {name!r}", f"one of {names}")
+    return device
 
 
 def peak_flops(name: str, measured: float | None = None) -> float | None:
