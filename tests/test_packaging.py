@@ -12,7 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-SHIPPED_FOLDERS = ("ds_configs", "slurm")  # of the checkout's root, packages once installed
+# Of the checkout's root: folder -> package once installed; dsvlp.slurm is a module.
+SHIPPED_FOLDERS = {"ds_configs": "dsvlp.ds_configs", "slurm": "dsvlp.slurm_scripts"}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def test_every_package_is_listed(setup):
     on_disk = {
         ".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "dsvlp").rglob("__init__.py")
     }
-    on_disk |= {f"dsvlp.{name}" for name in SHIPPED_FOLDERS if any((ROOT / name).glob("*"))}
+    on_disk |= set(SHIPPED_FOLDERS.values())
     assert set(words(setup["options"]["packages"])) == on_disk
 
 
@@ -76,4 +77,6 @@ def test_a_wheel_works_without_the_checkout(tmp_path):
         "-c", "from dsvlp.engine import dsconfig as d; print([d.load_layout(f'zero{i}') for i in range(4)])"
     )
     assert "stage" in layouts
+    assert "partitions" in run("-c", "import dsvlp.slurm; print(dir(dsvlp.slurm))")
+    assert (target / "dsvlp/slurm_scripts/pretrain.sh").is_file()
     assert (target / "bin" / "dsvlp").is_file()

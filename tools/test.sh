@@ -1,15 +1,21 @@
 #!/usr/bin/env bash
 # Installs what tests need and runs them: tools/test.sh [--all] [arguments of pytest].
-# --all adds the tests marked slow. Works from any directory; exit code: pytest's.
+# --all adds the tests marked slow, those of a real Slurm among them where root and Debian's packages can
+# be had (else they are skipped, with the reason). Works from any directory; exit code: pytest's.
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 
-marks=(-m "not slow")
+marks=(-m "not slow") all=no
 if [ "${1:-}" = --all ]; then
-    marks=()
+    marks=(-rs) all=yes
     shift
 fi
 
 install test
+
+if [ $all = yes ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "making sure of Slurm"
+    bash "$ROOT/tools/mini_slurm.sh" install || say "Slurm could not be installed: its tests are skipped"
+fi
 
 step "preparing" "Free some space under ${TMPDIR:-/tmp}."
 # A killed build of an extension leaves a lock that hangs every later process: never share the folder.

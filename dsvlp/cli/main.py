@@ -19,12 +19,16 @@ from dsvlp.errors import DsvlpError, MissingDependency
 
 VERBS = {
     "train": "Train a recipe, or go on with a run.",
+    "submit": "Train a recipe as a Slurm job.",
+    "sweep": "Show a sweep, or start its failed members again.",
     "evaluate": "Score a run: losses and zero-shot retrieval.",
     "predict": "Match score and attention of a picture and a text.",
     "export": "Write a run's weights as safetensors and JSON, or as the official FIBER's.",
     "import": "Turn the official FIBER's weights into an export of ours.",
     "report": "Write a run's report.html and print its table.",
+    "hours": "Tell GPU-hours billed, productive and lost, by run, sweep, user and week.",
     "data": "Write, check, show or draw data sets.",
+    "plan": "Say what a run takes and costs, before it is submitted.",
     "recipes": "List the recipes, their cost and their keys.",
     "bench": "Measure the loader and the step.",
     "doctor": "Check this machine and say what is missing.",

@@ -1,7 +1,9 @@
 """One run folder has one owner: a lease file, renewed each minute, taken over from the dead.
 
-A lease is free when its process is gone and its host is ours, when it is older than five minutes,
-or when it belongs to an earlier restart of the same Slurm job. Torch-free; rank 0 alone holds it.
+Whether its owner lives is asked where that is known: of Slurm, of our own host, and only then of the
+file, which the living renew. The clocks of two nodes are never compared: ages are differences between
+times that the file system itself wrote, and a lease that looks old is watched before it is taken.
+Torch-free; rank 0 alone holds it.
 """
 
 from __future__ import annotations
@@ -12,16 +14,18 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dsvlp.errors import RunError
+from dsvlp import slurm
+from dsvlp.errors import DsvlpError, RunError
 
 log = logging.getLogger(__name__)
 
 RENEW_SECONDS = 60.0
 STALE_SECONDS = 300.0
+WATCH_SECONDS = 2.5 * RENEW_SECONDS
 
 
 def process_start(pid: int) -> str | None:
@@ -36,31 +40,58 @@ def process_start(pid: int) -> str | None:
 def identity(environment: Mapping[str, str]) -> dict[str, Any]:
     """Returns who this process is: job, restart, host, process and its start."""
     return {
-        "job": environment.get("SLURM_JOB_ID"),
-        "restart": int(environment.get("SLURM_RESTART_COUNT", "0")),
+        "job": slurm.job_id(environment),
+        "cluster": environment.get("SLURM_CLUSTER_NAME"),
+        "restart": slurm.restart_count(environment),
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "started": process_start(os.getpid()),
     }
 
 
-def is_free(lease: dict[str, Any], me: dict[str, Any], now: float) -> str | None:
+def slurm_says(job: str) -> bool | None:
+    """Returns whether Slurm still runs a job; None where it cannot be asked."""
+    if not slurm.is_available():
+        return None
+    try:
+        state = slurm.job_state(job)
+    except DsvlpError as error:
+        log.warning("Slurm does not tell whether job %s runs: %s", job, error)
+        return None
+    # A job in the queue runs nowhere; should it start, it finds the folder taken, and says so.
+    return state is not None and state != "PENDING" and state not in slurm.ENDED
+
+
+def is_free(
+    lease: dict[str, Any],
+    me: dict[str, Any],
+    is_silent: Callable[[], str | None],
+    job_runs: Callable[[str], bool | None] = slurm_says,
+) -> str | None:
     """Returns why a lease may be taken over, None where its owner may live.
 
     Args:
         lease: the file's content.
         me: `identity` of who asks.
-        now: seconds since the epoch.
+        is_silent: returns how one knows that the file is renewed no more, None where it may be.
+        job_runs: whether Slurm runs a job, None where it cannot be asked.
     """
-    if lease["job"] is not None and lease["job"] == me["job"] and lease["restart"] < me["restart"]:
-        return f"it belongs to restart {lease['restart']} of this job"
+    job, restart = lease["job"], lease["restart"]
+    of_our_cluster = job is not None and lease.get("cluster") == me["cluster"]  # two may share a file system
+    if of_our_cluster and job == me["job"]:
+        if restart < me["restart"]:
+            return f"it belongs to restart {restart} of this job"
+        if restart > me["restart"]:
+            return None
+    elif of_our_cluster:
+        runs = job_runs(job)
+        if runs is not None:
+            return None if runs else f"Slurm runs its job {job} no more"
     if lease["host"] == me["host"]:
         start = process_start(lease["pid"])
-        if start is None or start != lease["started"]:
-            return f"its process {lease['pid']} is gone"
-        return None
-    age = now - lease["renewed"]
-    return f"it was last renewed {age:.0f} s ago" if age > STALE_SECONDS else None
+        gone = start is None or start != lease["started"]
+        return f"its process {lease['pid']} is gone" if gone else None
+    return is_silent()
 
 
 class Lease:
@@ -88,7 +119,7 @@ class Lease:
 
     def note(self, **values: Any) -> None:
         """Remembers JSON values for a later owner, should this process die; written at the next renewal."""
-        self._notes |= values
+        self._notes = self._notes | values  # a new dict: the thread may be writing the old one
 
     def renew(self) -> None:
         """Writes the time and the notes."""
@@ -124,7 +155,7 @@ class Lease:
                     other = self._read()
                 if other is None:
                     continue
-                reason = is_free(other, self._me, time.time())
+                reason = is_free(other, self._me, self._silence)
                 if reason is None:
                     raise self._refusal(other)
                 log.warning(
@@ -135,6 +166,25 @@ class Lease:
         finally:
             aside.unlink(missing_ok=True)
         raise RunError(f"{self._path} appears and vanishes", "one owner", "Start one run at a time")
+
+    def _silence(self) -> str | None:
+        """Returns why the owner must be dead: its lease is old, and was not renewed while we watched."""
+        probe = self._write_aside()
+        try:
+            age = probe.stat().st_mtime - self._path.stat().st_mtime  # by one clock, the file system's
+        except FileNotFoundError:
+            return None
+        if 0 <= age <= STALE_SECONDS:
+            return None
+        before, deadline = self._read(), time.monotonic() + WATCH_SECONDS
+        log.warning(
+            "%s looks %.0f s old: watching for %.0f s whether it is renewed", self._path, age, WATCH_SECONDS
+        )
+        while time.monotonic() < deadline:
+            if self._read() != before:
+                return None
+            time.sleep(min(1.0, WATCH_SECONDS / 10))
+        return f"it is {age:.0f} s old, and was not renewed in {WATCH_SECONDS:.0f} s of watching"
 
     def _bury(self, dead: dict[str, Any]) -> bool:
         """Removes the dead owner's file; False where another process was faster and it is theirs by now."""
@@ -161,13 +211,12 @@ class Lease:
         return lease
 
     def _refusal(self, other: dict[str, Any]) -> RunError:
-        job = f", Slurm job {other['job']}" if other["job"] else ""
-        age = time.time() - other["renewed"]
+        job = f" of Slurm job {other['job']}" if other["job"] else ""
+        stop = f"scancel {other['job']}" if other["job"] else f"kill {other['pid']} there"
         return RunError(
-            f"{self._path.parent} belongs to process {other['pid']} on host {other['host']}{job}, "
-            f"which renewed its lease {age:.0f} s ago",
+            f"{self._path.parent} belongs to process {other['pid']} on host {other['host']}{job}",
             "a folder that no other run uses",
-            "Wait for it, stop it, or choose another --run folder",
+            f"Wait for it, stop it (`{stop}`), or choose another --run folder",
         )
 
     def _keep(self) -> None:

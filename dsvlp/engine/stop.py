@@ -24,8 +24,18 @@ HUNG = 124
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
+def hold() -> None:
+    """Holds stop signals back until a `StopFlag` takes them: none is lost, none kills a starting process.
+
+    The state survives `exec`.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
 class StopFlag:
     """Remembers the first stop signal of this process; a context manager that owns the handlers.
+
+    On entry it gets the signals that `hold` kept.
 
     Attributes:
         received: name of the first signal, None before it.
@@ -38,6 +48,7 @@ class StopFlag:
     def __enter__(self) -> "StopFlag":
         for number in SIGNALS:
             self._before[number] = signal.signal(number, self._handle)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         return self
 
     def __exit__(

@@ -17,15 +17,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, MutableMapping
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from dsvlp import config, slurm
 from dsvlp.engine.stop import SIGNALS, STOPPED
 from dsvlp.errors import DsvlpError, RunError
+from dsvlp.recipe import Recipe
 
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 10.0
+PORTS_TRIED, STRIDE = 20, 97
 LIFELINE = "DSVLP_LIFELINE"
 
 
@@ -40,8 +44,8 @@ def is_launched(environment: Mapping[str, str]) -> bool:
 def adopt_slurm(environment: MutableMapping[str, str]) -> None:
     """Writes the names that torch and DeepSpeed read where srun gave its own.
 
-    Without them DeepSpeed looks for mpi4py. The port follows from the job's id, so that it is the
-    same on every node and another for each job of a node.
+    Without them DeepSpeed looks for mpi4py. Where the batch script chose no port (`meeting_port`), it
+    follows from the job alone, so that all nodes come to the same.
     """
     if "RANK" in environment or "SLURM_STEP_NUM_TASKS" not in environment:
         return
@@ -49,8 +53,36 @@ def adopt_slurm(environment: MutableMapping[str, str]) -> None:
     environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
     environment["WORLD_SIZE"] = environment["SLURM_STEP_NUM_TASKS"]
     environment.setdefault("MASTER_ADDR", first_host(environment.get("SLURM_STEP_NODELIST", "127.0.0.1")))
-    job = int(environment.get("SLURM_JOB_ID", "0")) + 7 * int(environment.get("SLURM_RESTART_COUNT", "0"))
-    environment.setdefault("MASTER_PORT", str(20000 + job % 10000))
+    environment.setdefault("MASTER_PORT", str(ports(environment)[0]))
+
+
+def ports(environment: Mapping[str, str]) -> list[int]:
+    """Returns the ports at which a job's ranks may meet, in the order in which to try them.
+
+    They lie below those that the kernel hands out. The job's own number starts the list (members of an
+    array have each one of their own), and a restart moves on: what held the port may still hold it.
+    """
+    job = int(environment.get("SLURM_JOB_ID") or 0)
+    first = job + PORTS_TRIED * slurm.restart_count(environment)
+    return [20000 + (first + STRIDE * n) % 10000 for n in range(PORTS_TRIED)]
+
+
+def meeting_port(environment: Mapping[str, str]) -> int:
+    """Returns the first of a job's ports that nobody holds on this node, which must be the ranks' first one.
+
+    Raises:
+        RunError: all are taken.
+    """
+    tried = ports(environment)
+    for port in tried:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise RunError(f"the ports {', '.join(map(str, tried))} are taken", "a free one for the ranks to meet at")
 
 
 def first_host(nodes: str) -> str:
@@ -60,6 +92,11 @@ def first_host(nodes: str) -> str:
         return head[0].split(",")[0]
     inside = head[1].split("]")[0]
     return head[0] + inside.split(",")[0].split("-")[0]
+
+
+def new_run(name: str, recipe: Recipe) -> Path:
+    """Returns a folder for a new run: `runs/NAME-TIME-DIGEST`."""
+    return Path("runs") / f"{Path(name).stem}-{time.strftime('%Y%m%d-%H%M%S')}-{config.digest(recipe)}"
 
 
 def default_processes(environment: Mapping[str, str] = os.environ) -> int:

@@ -1,5 +1,6 @@
 """`dsvlp train` and `dsvlp evaluate`: what is decided before a process trains."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,8 +8,9 @@ import sys
 import pytest
 from click.testing import CliRunner
 
+from dsvlp import config, recipe
 from dsvlp.cli import evaluate, train
-from dsvlp.errors import RecipeError
+from dsvlp.errors import DsvlpError, RecipeError
 from dsvlp.launch import local
 
 
@@ -57,3 +59,19 @@ def test_help_needs_no_torch():
     assert (
         subprocess.run([sys.executable, "-c", code], timeout=60, env=os.environ, check=False).returncode == 0
     )
+
+
+def test_without_a_recipe_the_runs_own_is_taken(launched, tmp_path):
+    (tmp_path / "recipe.json").write_text(json.dumps(config.dump(recipe.load("tiny_svl", ["seed=7"]))))
+    result = CliRunner().invoke(train.command, ["--run", str(tmp_path), "--nproc", "2"])
+    assert result.exit_code == 75, result.exception
+    assert launched[0][0][1:] == ["-m", "dsvlp", "train", "--run", str(tmp_path)]
+    refused = CliRunner().invoke(train.command, ["--run", str(tmp_path), "--nproc", "3"])
+    assert "one of [1, 2] processes" in str(refused.exception)
+
+
+def test_with_neither_a_recipe_nor_a_run_nothing_starts(launched, tmp_path):
+    for arguments, said in (([], "neither a recipe nor a run"), (["--run", str(tmp_path)], "does not exist")):
+        result = CliRunner().invoke(train.command, arguments)
+        assert isinstance(result.exception, DsvlpError) and said in str(result.exception)
+    assert launched == []

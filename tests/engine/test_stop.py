@@ -3,7 +3,7 @@ import signal
 
 import pytest
 
-from dsvlp.engine.stop import SIGNALS, StopFlag
+from dsvlp.engine.stop import SIGNALS, StopFlag, hold
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -28,3 +28,12 @@ def test_the_handlers_of_before_come_back():
     with StopFlag():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_that_came_while_the_process_started_is_not_lost(number):
+    hold()
+    os.kill(os.getpid(), number)  # by default it would end this process
+    with StopFlag() as stop:
+        assert stop.received == number.name
+    assert not set(SIGNALS) & signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -141,3 +142,27 @@ def test_visible_devices_decide_the_default(monkeypatch):
 def test_the_launcher_needs_no_torch():
     code = "import sys; import dsvlp.launch.local; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, env=os.environ).returncode == 0
+
+
+def test_two_jobs_of_a_node_meet_at_different_ports_and_a_restart_moves_on():
+    jobs = [local.ports({"SLURM_JOB_ID": str(job)}) for job in range(100, 110)]
+    assert len({ports[0] for ports in jobs}) == len(jobs)
+    assert all(20000 <= port < 30000 for ports in jobs for port in ports)
+    again = local.ports({"SLURM_JOB_ID": "100", "SLURM_RESTART_COUNT": "1"})
+    assert again[0] != jobs[0][0]
+    member = {"SLURM_JOB_ID": "105", "SLURM_ARRAY_JOB_ID": "100", "SLURM_ARRAY_TASK_ID": "4"}
+    assert local.ports(member) == jobs[5], "Slurm gives each member of an array a number of its own"
+
+
+def test_a_taken_port_is_passed_over():
+    environment = {"SLURM_JOB_ID": "4711"}
+    first = local.meeting_port(environment)
+    with socket.socket() as taken:
+        taken.bind(("", first))
+        taken.listen()
+        second = local.meeting_port(environment)
+        assert second != first and second in local.ports(environment)
+        adopted = {**environment, "MASTER_PORT": str(second), "SLURM_STEP_NUM_TASKS": "2"}
+        adopted |= {"SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "n[1-2]"}
+        local.adopt_slurm(adopted)
+        assert (adopted["MASTER_ADDR"], adopted["MASTER_PORT"]) == ("n1", str(second))

@@ -1,0 +1,127 @@
+"""What is refused on the login node, and in which words."""
+
+import json
+import logging
+
+import pytest
+
+from dsvlp import config, recipe
+from dsvlp.errors import MissingDependency, RecipeError, RunError, SlurmError
+from dsvlp.launch import preflight
+from dsvlp.launch.sbatch import Resources
+
+
+def load(*overrides: str) -> recipe.Recipe:
+    return recipe.load("tiny_svl", overrides)
+
+
+@pytest.mark.parametrize(
+    ("resources", "said"),
+    [
+        (Resources(partition="hig"), "no partition 'hig'.*one of low, high.*Did you mean 'high'"),
+        (Resources(nodes=3, gpus=4), "3 nodes with 4 GPUs each.*'low'.*2 with 4.*wait for ever"),
+        (Resources(nodes=1, gpus=5), "1 nodes with 5 GPUs each.*2 with 4"),
+        (Resources(partition="high", gpus=8, hours=2), "2 h are asked of partition 'high'.*limit, 1 h"),
+        (Resources(account="nobody"), "may not charge the account 'nobody'.*lab"),
+    ],
+)
+def test_what_the_cluster_cannot_give_is_refused_with_what_it_has(slurm, resources, said):
+    with pytest.raises(RunError, match=said):
+        preflight.check_cluster(resources)
+
+
+def test_what_the_cluster_has_is_accepted(slurm, caplog):
+    preflight.check_cluster(Resources(nodes=2, gpus=4, hours=1000, account="lab"))
+    preflight.check_cluster(Resources(partition="high", gpus=8, hours=1))
+    preflight.check_cluster(Resources(nodes=2, gpus=0))
+    assert not caplog.records
+
+
+def test_a_cluster_without_accounting_is_a_warning(slurm, caplog):
+    slurm.fails("sacctmgr", "You are not running a supported accounting_storage plugin")
+    with caplog.at_level(logging.WARNING):
+        preflight.check_cluster(Resources(account="lab"))
+    assert "supported accounting_storage plugin" in caplog.text and "ledgers" in caplog.text
+
+
+def test_a_cluster_without_a_default_partition_wants_one_named(slurm):
+    slurm.says("sinfo", "low|2|gpu:4|infinite\n")
+    with pytest.raises(RunError, match=r"no default partition.*--partition"):
+        preflight.check_cluster(Resources())
+
+
+def test_without_slurm_the_sentence_says_what_runs_here(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingDependency, match=r"sbatch.*login node"):
+        preflight.check_cluster(Resources())
+
+
+def test_a_controller_that_is_down_is_told_in_slurms_words(slurm):
+    slurm.fails("sinfo", "slurm_load_partitions: Unable to contact slurm controller")
+    with pytest.raises(SlurmError, match="Unable to contact slurm controller"):
+        preflight.check_cluster(Resources())
+
+
+def test_processes_that_do_not_divide_the_batch_are_refused_with_those_that_do(tmp_path):
+    with pytest.raises(RecipeError, match=r"one of \[1, 2\] processes"):
+        preflight.check_recipe(load(), Resources(nodes=3, gpus=1))
+
+
+def test_a_time_limit_shorter_than_a_checkpoint_interval_is_refused(tmp_path):
+    big = recipe.load("pretrain_svl", ["checkpoint.every_steps=70000"])
+    with pytest.raises(RunError, match=r"a checkpoint comes every 70000 steps.*H200.*every_steps to [0-9]+"):
+        preflight.check_recipe(big, Resources(gpus=4, hours=0.1))
+    preflight.check_recipe(recipe.load("pretrain_svl"), Resources(gpus=4, hours=1))
+
+
+def test_of_a_run_that_has_trained_the_measured_step_counts(tmp_path):
+    line = {"step": 3, "speed/seconds_per_step": 30.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    slow = load("checkpoint.every_steps=100")
+    with pytest.raises(RunError, match=r"0.83 h at the run's last speed.*limit is 0.5 h"):
+        preflight.check_recipe(slow, Resources(hours=0.5), tmp_path)
+    preflight.check_recipe(slow, Resources(hours=1), tmp_path)
+    preflight.check_recipe(
+        load("checkpoint.every_steps=100000", "schedule.steps=10"), Resources(hours=1), tmp_path
+    )
+
+
+def make_run(folder, *overrides: str):
+    (folder / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (folder / "recipe.json").write_text(json.dumps(config.dump(load(*overrides))))
+    return folder
+
+
+def test_a_run_goes_on_with_its_own_recipe_and_with_what_may_change(tmp_path):
+    run = make_run(tmp_path / "run")
+    preflight.check_run(run, load("data.workers=1"), override=False)
+    with pytest.raises(RunError, match=r"optimizer.lr: 0.001 -> 0.01.*--override"):
+        preflight.check_run(run, load("optimizer.lr=0.01"), override=False)
+    preflight.check_run(run, load("optimizer.lr=0.01"), override=True)
+
+
+def test_a_folder_that_is_no_run_or_no_folder_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(RunError, match="holds files but no run"):
+        preflight.check_run(tmp_path, load(), override=False)
+    with pytest.raises(RunError, match=r"thesis.tex is a file"):
+        preflight.check_run(tmp_path / "thesis.tex" / "run", load(), override=False)
+
+
+def test_a_folder_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight.os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(RunError, match=f"{tmp_path} cannot be written"):
+        preflight.check_run(tmp_path / "new", load(), override=False)
+
+
+@pytest.mark.parametrize(("state", "is_refused"), [("PENDING", True), ("RUNNING", True), ("FAILED", False)])
+def test_a_run_that_waits_or_runs_is_not_submitted_twice(slurm, tmp_path, state, is_refused):
+    run = make_run(tmp_path / "run")
+    (run / "slurm").mkdir()
+    (run / "slurm" / "submitted.json").write_text('{"job": "12"}')
+    slurm.says("squeue", state)
+    if is_refused:
+        with pytest.raises(RunError, match=f"submitted already: job 12, {state.lower()}.*scancel 12"):
+            preflight.check_run(run, load(), override=False)
+    else:
+        preflight.check_run(run, load(), override=False)
