@@ -28,6 +28,12 @@ gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
 print(json.dumps({"gpus": gpus, "cuda": torch.version.cuda, "nccl": torch.distributed.is_nccl_available()}))
 """
 
+DECODER_PROBE = """
+import json
+from dsvlp.data.decoders.open import states
+print(json.dumps(states()))
+"""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -131,17 +137,14 @@ def _devices() -> Iterator[Finding]:
 
 
 def _decoders() -> Iterator[Finding]:
-    for module, what in (("simplejpeg", "JPEG decode on CPU"), ("nvidia.nvimgcodec", "JPEG decode on GPU")):
-        try:
-            here = importlib.util.find_spec(module) is not None
-        except ModuleNotFoundError:  # the parent package is absent
-            here = False
-        if here:
-            yield Finding(what, module)
-        elif module == "simplejpeg":
-            yield Finding(what, "none", "pip install simplejpeg")
-        else:
-            yield Finding(what, "none; images are decoded on the CPU")
+    """Yields a finding for each backend that `data.decoder` may name; those on a GPU are tried there."""
+    probe = _run([sys.executable, "-c", DECODER_PROBE], seconds=120)
+    if probe is None:
+        fix = f"{sys.executable} -c 'import dsvlp.data.decoders.open' shows why"
+        yield Finding("JPEG decoders", "cannot be tried", fix, needed=False)
+        return
+    for name, (found, fix) in json.loads(probe.splitlines()[-1]).items():
+        yield Finding(f"data.decoder {name}", found, fix, needed=False)
 
 
 def _programs() -> Iterator[Finding]:

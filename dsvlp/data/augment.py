@@ -65,6 +65,19 @@ class Crop:
         """Returns the output's lines that hold picture."""
         return slice(self.target_top, self.target_top + self.target_height)
 
+    def nearest(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the source's lines and columns under the centres of the pixels that hold picture.
+
+        The columns are those of the output from left to right, so they fall where it is mirrored.
+        """
+        lines = self.top + ((np.arange(self.target_height) + 0.5) * self.height / self.target_height).astype(
+            int
+        )
+        columns = self.left + ((np.arange(self.target_width) + 0.5) * self.width / self.target_width).astype(
+            int
+        )
+        return lines, columns[::-1] if self.flip else columns
+
 
 def forbids_flip(caption: str, text_words: bool) -> bool:
     """Returns whether a caption has a word that a mirror image would make wrong (whole tokens only).
@@ -135,7 +148,7 @@ def place_image(pixels: np.ndarray, crop: Crop, source: tuple[int, int], out: Te
         source: (height, width) of the source.
         out: float32 [3, S, S], overwritten; 0, the normalised mean, where there is padding.
     """
-    lines, columns = _scaled_window(crop, source, pixels.shape[:2])
+    lines, columns = scaled_window(crop, source, (pixels.shape[0], pixels.shape[1]))
     window = torch.from_numpy(pixels[lines, columns]).permute(2, 0, 1)[None]  # [1, 3, h, w], channels last
     target = (crop.target_height, crop.target_width)
     resized = window
@@ -150,8 +163,8 @@ def place_image(pixels: np.ndarray, crop: Crop, source: tuple[int, int], out: Te
     torch.mul(resized[0], _SCALE, out=place).add_(_SHIFT)
 
 
-def _scaled_window(crop: Crop, source: tuple[int, int], decoded: tuple[int, int]) -> tuple[slice, slice]:
-    """Returns the window in the decoded image, which may be smaller than the source."""
+def scaled_window(crop: Crop, source: tuple[int, int], decoded: tuple[int, int]) -> tuple[slice, slice]:
+    """Returns the crop's lines and columns in the decoded image, which may be smaller than the source."""
     window = []
     for begin, extent, full, real in (
         (crop.top, crop.height, source[0], decoded[0]),
@@ -171,10 +184,7 @@ def place_map(classes: np.ndarray, crop: Crop, size: int) -> np.ndarray:
         size: side of the output.
     """
     out = np.full((size, size), -1, np.int64)
-    lines = crop.top + ((np.arange(crop.target_height) + 0.5) * crop.height / crop.target_height).astype(int)
-    columns = crop.left + ((np.arange(crop.target_width) + 0.5) * crop.width / crop.target_width).astype(int)
-    if crop.flip:
-        columns = columns[::-1]
+    lines, columns = crop.nearest()
     out[crop.lines(), crop.columns(size)] = classes[lines[:, None], columns]
     return out
 

@@ -9,24 +9,26 @@ Legend: I = G images, k captions each, P = I k pairs, T texts, L tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dsvlp.data.annotations import padded_boxes
 from dsvlp.data.augment import Crop, draw_crops, forbids_flip, whole
 from dsvlp.data.bad import BadImages
-from dsvlp.data.decode import BadImage
-from dsvlp.data.pictures import Job, Pictures, Studio, padded_boxes
+from dsvlp.data.pictures import Job, PictureMaker, Pictures
 from dsvlp.data.plan import Groups, Plan, Stream
 from dsvlp.data.rows import StoredRow
 from dsvlp.data.sources import Sources
 from dsvlp.data.text import Tokenizer
 from dsvlp.errors import DataError
 from dsvlp.recipe import Augment
-from dsvlp.types import Batch
+from dsvlp.types import Batch, Fetched
+
+M = TypeVar("M", Batch, Fetched)
 
 _ATTEMPTS = 100
 
@@ -52,7 +54,7 @@ class _Started:
 
     plan: Plan
     pictures: Pictures
-    futures: list[Future[BadImage | None]]
+    begun: Any
     names: list[str]
 
 
@@ -74,7 +76,7 @@ class BatchBuilder:
         self,
         sources: Sources,
         stream: Stream,
-        studio: Studio,
+        studio: PictureMaker,
         texts: Texts,
         augment: Augment | None,
         keep_area: float,
@@ -88,8 +90,7 @@ class BatchBuilder:
         """Begins a micro-batch."""
         pictures = self._studio.blank(len(plan.groups.rows))
         jobs = self._jobs(plan.groups, range(len(plan.groups.rows)))
-        futures = [self._studio.start(job, pictures) for job in jobs]
-        return _Started(plan, pictures, futures, [job.name for job in jobs])
+        return _Started(plan, pictures, self._studio.start(jobs, pictures), [job.name for job in jobs])
 
     def finish(self, started: _Started) -> Batch:
         """Returns the micro-batch when its pictures are made.
@@ -97,9 +98,8 @@ class BatchBuilder:
         Raises:
             DataError: too many images are bad, or a label is in no table.
         """
-        for place, future in enumerate(started.futures):
+        for place, fault in enumerate(self._studio.finish(started.begun, started.pictures)):
             self._bad.seen += 1
-            fault = future.result()
             if fault is not None:
                 self._bad.note(started.names[place], fault.reason)
                 self._replace(started, place)
@@ -121,7 +121,7 @@ class BatchBuilder:
         """Puts another group in the place of one whose image is bad; in evaluation, weight 0."""
         groups = started.plan.groups
         if self._augment is None:
-            started.pictures.images[place].zero_()
+            self._studio.erase([place], started.pictures)
             groups.weight[place] = 0
             return
         k = groups.samples.shape[1]
@@ -132,7 +132,7 @@ class BatchBuilder:
             if other.images[0] in partners or other.images[0] == original.images[0]:
                 continue  # its own caption would count as a mismatch
             job = self._jobs(other, [place])[0]
-            fault = self._studio.make(job, started.pictures)
+            (fault,) = self._studio.finish(self._studio.start([job], started.pictures), started.pictures)
             if fault is None:
                 groups.put(place, other)
                 return
@@ -148,7 +148,8 @@ class BatchBuilder:
         count, k = groups.samples.shape
         pairs = torch.arange(count * k)
         ids, mask, special = self._encode(plan)
-        boxes = padded_boxes(pictures.boxes, self._keep_area) if self._studio.boxes else (None, None)
+        wanted = self._studio.annotations.boxes is not None
+        boxes = padded_boxes(pictures.boxes, self._keep_area) if wanted else (None, None)
         samples = self._sources.sample_numbers(groups.source[:, None], groups.samples)
         return Batch(
             images=pictures.images,
@@ -179,6 +180,16 @@ class BatchBuilder:
     def _own_texts(self, groups: Groups) -> list[str]:
         k = groups.samples.shape[1]
         return self._sources.texts(np.repeat(groups.source, k), groups.samples.reshape(-1))
+
+
+def pinned(made: M) -> M:
+    """Returns the same, what lies on the CPU in pinned memory: its copy to a GPU then waits for nothing."""
+    host: dict[str, Any] = {
+        f.name: tensor.pin_memory()
+        for f in fields(made)
+        if isinstance(tensor := getattr(made, f.name), Tensor) and tensor.device.type == "cpu"
+    }
+    return replace(made, **host)
 
 
 def training_crops(

@@ -10,15 +10,13 @@ from __future__ import annotations
 import io
 import os
 import random
-import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -76,8 +74,8 @@ class Rate:
     images: int
 
 
-def prepare(photographs: Path, folder: Path, count: int) -> Path:
-    """Writes a data set of `count` JPEGs of 500 x 375 and 640 x 480, made of the photographs in a folder.
+def prepare(photographs: Path, folder: Path, count: int, sizes: tuple[tuple[int, int], ...] = SIZES) -> Path:
+    """Writes a data set of `count` JPEGs made of the photographs in a folder, of each size in turn.
 
     Raises:
         DataError: there is no JPEG in the folder.
@@ -90,8 +88,8 @@ def prepare(photographs: Path, folder: Path, count: int) -> Path:
     raw = folder / "raw"
     raw.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        with Image.open(sources[number // len(SIZES) % len(sources)]) as image:
-            resized = image.convert("RGB").resize(SIZES[number % len(SIZES)], Image.Resampling.BICUBIC)
+        with Image.open(sources[number // len(sizes) % len(sources)]) as image:
+            resized = image.convert("RGB").resize(sizes[number % len(sizes)], Image.Resampling.BICUBIC)
         buffer = io.BytesIO()
         resized.save(buffer, "JPEG", quality=_QUALITY)
         (raw / f"{number:06d}.jpg").write_bytes(buffer.getvalue())
@@ -119,32 +117,6 @@ def compare(setting: Setting, repetitions: int) -> dict[str, list[Rate]]:
             with ProcessPoolExecutor(1, get_context("spawn")) as process:
                 rates[name].append(process.submit(measure, name, setting).result())
     return rates
-
-
-def summary(rates: dict[str, list[Rate]]) -> dict[str, dict[str, Any]]:
-    """Returns each contestant's medians, extremes, and our median's ratio to its own."""
-    medians = {
-        name: {key: statistics.median(getattr(rate, key) for rate in list_) for key in _KEYS}
-        for name, list_ in rates.items()
-    }
-    return {
-        name: {
-            **{key: medians[name][key] for key in _KEYS},
-            **{f"{key}_range": _range(key, list_) for key in _KEYS},
-            "ratio_per_second": medians["dsvlp"][_KEYS[0]] / medians[name][_KEYS[0]],
-            "ratio_per_cpu_second": medians["dsvlp"][_KEYS[1]] / medians[name][_KEYS[1]],
-            "measurements": [asdict(rate) for rate in list_],
-        }
-        for name, list_ in rates.items()
-    }
-
-
-_KEYS = ("images_per_second", "images_per_cpu_second")
-
-
-def _range(key: str, rates: Iterable[Rate]) -> list[float]:
-    values = [getattr(rate, key) for rate in rates]
-    return [min(values), max(values)]
 
 
 def measure(contestant: str, setting: Setting) -> Rate:

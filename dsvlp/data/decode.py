@@ -1,9 +1,9 @@
 """Decoding JPEGs, strictly: pixels or a reason, never garbage.
 
-A backend takes a list of JPEGs and returns, for each, its pixels or a `BadImage`; it never raises on
-what stands in a file. One on the GPU will take the whole micro-batch at once; the one here releases
-the GIL and is called image by image from the loader's threads. The backend's `name` is part of the
-loader's state: pixels are promised to be equal within one backend only.
+The decoder here runs on the CPU: it releases the GIL, is called image by image from the loader's threads,
+returns pixels or a `BadImage`, and never raises on what stands in a file. Those in `decoders/` take a micro-
+batch's JPEGs to a GPU at once; what they cannot decode comes back to this one. A backend's `name` is part of
+the loader's state: pixels are promised to be equal within one backend only.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import simplejpeg
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class EncodedImage:
 
 
 class Decoder(Protocol):
-    """A decoding backend.
+    """A backend on the CPU.
 
     Attributes:
         name: backend and version.
@@ -53,6 +55,29 @@ class Decoder(Protocol):
 
     def decode(self, images: Sequence[EncodedImage]) -> list[np.ndarray | BadImage]:
         """Returns RGB pixels uint8 [H, W, 3] or what is wrong, one for each image."""
+
+
+@runtime_checkable
+class DeviceDecoder(Protocol):
+    """A backend on a GPU. One thread calls it at a time, with the stream current that the pixels are for.
+
+    Attributes:
+        name: backend and version.
+        device: where the pixels come to lie.
+    """
+
+    name: str
+    device: torch.device
+
+    def decode(self, jpegs: Sequence[Tensor]) -> list[Tensor | None]:
+        """Returns RGB pixels uint8 [3, H, W] for each, or None for one that it cannot decode.
+
+        Args:
+            jpegs: uint8 [bytes] each, on the CPU; not changed before the call returns.
+
+        Raises:
+            RuntimeError: one of them is bad, and the backend gives up the list.
+        """
 
 
 class CPUDecoder:

@@ -1,7 +1,8 @@
 """Images and texts of named samples, fetched in the background: ITM's negatives from ITC's queue.
 
 A queue remembers past pairs by their numbers alone. Those that are likely negatives of the next step
-are read, decoded and tokenised here while this step still runs. They get the training augmentation,
+are read, decoded and tokenised here while this step still runs, or those of this step while it waits
+(`objectives.itm.negatives_delay`). They get the training augmentation,
 or ITM could tell negatives by their crops; it is drawn from (seed, step, sample), so that a resumed
 run fetches the same pixels.
 
@@ -18,11 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsvlp import dist
+from dsvlp.data.annotations import Annotations
 from dsvlp.data.bad import BadImages
-from dsvlp.data.batches import training_crops
+from dsvlp.data.batches import pinned, training_crops
 from dsvlp.data.dataset import Dataset
-from dsvlp.data.decode import CPUDecoder
-from dsvlp.data.pictures import Job, Studio
+from dsvlp.data.decode import Decoder, DeviceDecoder
+from dsvlp.data.decoders.open import open_decoder
+from dsvlp.data.device_studio import make_studio
+from dsvlp.data.pictures import Job, PictureMaker
 from dsvlp.data.prefetch import Prefetcher
 from dsvlp.data.sources import Sources
 from dsvlp.data.text import Tokenizer
@@ -30,6 +35,8 @@ from dsvlp.errors import DataError, RunError
 from dsvlp.recipe import Recipe
 from dsvlp.seed import fold, key_of
 from dsvlp.types import Fetched
+
+_Made = tuple[Fetched, torch.cuda.Event | None]  # with what tells when the GPU has made its images
 
 NONE = -1  # in place of a sample: the place stays empty
 
@@ -56,21 +63,29 @@ class Fetcher:
         tokenizer: the tokenizer.
         ahead: finished requests that may wait.
         world: number of processes, for this one's share of the bad images that may be met.
+        decoder: decodes in place of the recipe's backend.
 
     Attributes:
         bad: counts of bad images.
     """
 
     def __init__(
-        self, recipe: Recipe, datasets: Sequence[Dataset], tokenizer: Tokenizer, ahead: int, world: int = 1
+        self,
+        recipe: Recipe,
+        datasets: Sequence[Dataset],
+        tokenizer: Tokenizer,
+        ahead: int,
+        world: int = 1,
+        decoder: Decoder | DeviceDecoder | None = None,
     ) -> None:
         self._recipe, self._datasets, self._tokenizer = recipe, datasets, tokenizer
         self._ahead = ahead
         images = sum(dataset.images for dataset in datasets)
         self.bad = BadImages(recipe.data.max_bad_share, images // world)
         self._sources = Sources(datasets, frozenset(), recipe.data.open_shards)
-        self._studio: Studio | None = None
-        self._prefetcher: Prefetcher[Fetched] | None = None
+        self._decoder = decoder or open_decoder(recipe.data.decoder, dist.device())
+        self._studio: PictureMaker | None = None
+        self._prefetcher: Prefetcher[_Made] | None = None
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
 
     def __enter__(self) -> Fetcher:
@@ -92,7 +107,7 @@ class Fetcher:
         self._requests.put(_Request(step, first, names))
 
     def take(self) -> Fetched:
-        """Returns the oldest request's images and texts on the CPU; waits for them.
+        """Returns the oldest request's images and texts, placed as a batch's are; waits for them.
 
         Raises:
             DataError: too many images are bad, or a shard is damaged.
@@ -100,10 +115,13 @@ class Fetcher:
         """
         assert self._prefetcher is not None, "ask first"
         try:
-            return next(self._prefetcher)
+            fetched, mark = next(self._prefetcher)
         except (StopIteration, DataError, RunError):
             self.close()
             raise
+        assert self._studio is not None, "it lives as long as the prefetcher"
+        self._studio.lane.hand_over(mark, fetched.images)
+        return fetched
 
     def close(self) -> None:
         """Ends all threads; what was fetched is dropped. Harmless when called twice."""
@@ -116,17 +134,18 @@ class Fetcher:
             self._studio.close(wait=ended)  # what hangs, hangs in a read: waiting would hang too
             self._studio = None
 
-    def _start(self) -> Prefetcher[Fetched]:
-        data = self._recipe.data
-        self._studio = Studio(CPUDecoder(), self._recipe.model.image_size, data.workers)
+    def _start(self) -> Prefetcher[_Made]:
+        data, size = self._recipe.data, self._recipe.model.image_size
+        self._studio = make_studio(self._decoder, size, data.workers, Annotations(None, None))
         made = self._made(self._studio, self._requests)
         return Prefetcher(made, self._ahead, data.timeout_seconds, "fetched negatives")
 
-    def _made(self, studio: Studio, requests: queue.SimpleQueue[_Request | None]) -> Iterator[Fetched]:
+    def _made(self, studio: PictureMaker, requests: queue.SimpleQueue[_Request | None]) -> Iterator[_Made]:
         while (request := requests.get()) is not None:
-            yield self._make(studio, request)
+            fetched = self._make(studio, request)
+            yield pinned(fetched) if torch.cuda.is_available() else fetched, studio.lane.mark()
 
-    def _make(self, studio: Studio, request: _Request) -> Fetched:
+    def _make(self, studio: PictureMaker, request: _Request) -> Fetched:
         names = request.names()
         samples = names.numpy()
         images, rows = self._images(studio, request.step, samples[:, 0])
@@ -145,18 +164,17 @@ class Fetcher:
             places=torch.arange(request.first, request.first + len(samples)),
         )
 
-    def _images(self, studio: Studio, step: int, samples: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    def _images(self, studio: PictureMaker, step: int, samples: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Returns float32 [F, 3, S, S], and int64 [F] the image rows, `NONE` where there is no image."""
         pictures, rows = studio.blank(len(samples)), self._rows(samples)
         empty = samples == NONE
         jobs = self._jobs(step, samples[~empty], np.flatnonzero(~empty))
-        for job, future in [(job, studio.start(job, pictures)) for job in jobs]:
+        for job, fault in zip(jobs, studio.finish(studio.start(jobs, pictures), pictures), strict=True):
             self.bad.seen += 1
-            fault = future.result()
             if fault is not None:
                 self.bad.note(job.name, fault.reason)
                 empty[job.place] = True
-        pictures.images[torch.from_numpy(empty)] = 0
+        studio.erase(np.flatnonzero(empty).tolist(), pictures)
         return pictures.images, np.where(empty, NONE, rows)
 
     def _jobs(self, step: int, samples: np.ndarray, places: np.ndarray) -> list[Job]:

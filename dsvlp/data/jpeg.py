@@ -115,7 +115,7 @@ def read_header(data: bytes) -> Header:
     """
     frame: tuple[int, int, int, int, str] | None = None
     rgb_coded = rotated = False
-    for marker, body in _segments(data):
+    for marker, body in segments(data)[0]:
         if marker == 0xE1 and body.startswith(b"Exif\0\0"):
             rotated = _orientation(body) not in (0, 1)
         elif marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12:
@@ -130,9 +130,13 @@ def read_header(data: bytes) -> Header:
     return Header(*frame, rgb_coded=rgb_coded and frame[3] == 3, rotated=rotated)
 
 
-def _segments(data: bytes) -> list[tuple[int, bytes]]:
-    """Returns (marker, body) of a JPEG's segments before its first scan."""
-    segments: list[tuple[int, bytes]] = []
+def segments(data: bytes) -> tuple[list[tuple[int, bytes]], int]:
+    """Returns (marker, body) of a JPEG's segments before its first scan, and the byte where that begins.
+
+    Raises:
+        BadImage: the markers are cut or damaged.
+    """
+    found: list[tuple[int, bytes]] = []
     at = 2
     while True:
         while data[at : at + 2] == b"\xff\xff":
@@ -141,14 +145,14 @@ def _segments(data: bytes) -> list[tuple[int, bytes]]:
             raise BadImage("truncated or corrupt image", f"no marker at byte {at} of {len(data)}")
         marker = data[at + 1]
         if marker in (0xDA, 0xD9):  # start of scan, end of image
-            return segments
+            return found, at
         if marker == 0x01 or 0xD0 <= marker <= 0xD7:  # without a body
             at += 2
             continue
         (length,) = struct.unpack(">H", data[at + 2 : at + 4])
         if length < 2 or at + 2 + length > len(data):
             raise BadImage("truncated or corrupt image", f"a segment at byte {at} leaves the file")
-        segments.append((marker, data[at + 4 : at + 2 + length]))
+        found.append((marker, data[at + 4 : at + 2 + length]))
         at += 2 + length
 
 

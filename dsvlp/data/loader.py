@@ -1,7 +1,7 @@
 """The loader: named micro-batches from any position on, the same for any world size.
 
-A thread plans, reads and assembles; a pool of threads decodes; the consumer takes finished batches
-from a bounded queue. All choices are pure functions of (seed, position), so the loader's state is a
+A thread plans, reads and assembles; a pool of threads decodes, or a GPU does; the consumer takes finished
+batches from a bounded queue. All choices are pure functions of (seed, position), so the loader's state is a
 number of steps, and it is the same on every rank.
 """
 
@@ -15,18 +15,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from dsvlp import catalog, dist
+from dsvlp.data.annotations import Annotations
 from dsvlp.data.bad import BadImages
-from dsvlp.data.batches import BatchBuilder, Texts
+from dsvlp.data.batches import BatchBuilder, Texts, pinned
 from dsvlp.data.dataset import Dataset
-from dsvlp.data.decode import CPUDecoder
+from dsvlp.data.decode import Decoder, DeviceDecoder
+from dsvlp.data.decoders.open import open_decoder
+from dsvlp.data.device_studio import make_studio
 from dsvlp.data.fetch import Fetcher
 from dsvlp.data.fit import check_annotations, choose_tokenizer, facts
-from dsvlp.data.pictures import Studio
+from dsvlp.data.pictures import PictureMaker
 from dsvlp.data.plan import Plan, Stream, plan
 from dsvlp.data.prefetch import Prefetcher
 from dsvlp.data.sources import Sources
+from dsvlp.data.staged import nearest
 from dsvlp.data.synthetic import ensure_world
 from dsvlp.data.text import Tokenizer
 from dsvlp.errors import DataError, RunError
@@ -36,12 +41,17 @@ from dsvlp.types import Batch, DataFacts
 
 log = logging.getLogger(__name__)
 
+_Made = tuple[Batch, torch.cuda.Event | None]  # with what tells when the GPU has made its images
+
 # Validation asks the same questions in every run, whatever its seed.
 _EVALUATION_SEED = 0
 
 
 class Loader:
-    """Yields this rank's micro-batches on the CPU. Endless in training, one padded pass in evaluation.
+    """Yields this rank's micro-batches. Endless in training, one padded pass in evaluation.
+
+    They lie on the CPU, pinned where there is a GPU; images and maps that a GPU has decoded stay there, ready
+    for the stream of the thread that takes them.
 
     Rank r's a-th micro-batch of a step holds the global batch's places from (a x world + r) x micro on.
     In evaluation every rank gets equally many micro-batches; what fills the last ones has weight 0.
@@ -54,11 +64,15 @@ class Loader:
         rank, world: this process among all.
         split: "train" augments and goes on for ever; "evaluate" does neither.
         pairs: evaluation only: at most about this many pairs, drawn once; 0: all.
+        decoder: decodes in place of the recipe's backend.
 
     Attributes:
         bad: counts of bad images.
         partnerless: pairs of the global batches made so far that ITM would have mismatched, but for which
             no other image was found.
+
+    Raises:
+        MissingDependency, RunError: the recipe's decoder cannot work here.
     """
 
     def __init__(
@@ -71,6 +85,7 @@ class Loader:
         world: int,
         split: Literal["train", "evaluate"],
         pairs: int = 0,
+        decoder: Decoder | DeviceDecoder | None = None,
     ) -> None:
         data, captions = recipe.data, recipe.data.captions_per_image
         self._recipe, self._datasets, self._tokenizer = recipe, datasets, tokenizer
@@ -87,8 +102,9 @@ class Loader:
             self._groups = min(self._groups, -(-pairs // captions))
         self.bad = BadImages(data.max_bad_share, sum(dataset.images for dataset in datasets) // world)
         self.partnerless = 0
-        self._studio: Studio | None = None
-        self._prefetcher: Prefetcher[Batch] | None = None
+        self._decoder = decoder or open_decoder(data.decoder, dist.device())
+        self._studio: PictureMaker | None = None
+        self._prefetcher: Prefetcher[_Made] | None = None
         self._first_step = 0
         self._taken = 0
         self._waited = 0.0
@@ -106,10 +122,12 @@ class Loader:
         if self._prefetcher is None:
             self._prefetcher = self._start()
         try:
-            batch = next(self._prefetcher)
+            batch, mark = next(self._prefetcher)
         except (StopIteration, DataError, RunError):
             self.close()
             raise
+        assert self._studio is not None, "it lives as long as the prefetcher"
+        self._studio.lane.hand_over(mark, batch.images, batch.segmentation)
         self._taken += 1
         return batch
 
@@ -154,21 +172,29 @@ class Loader:
                 f"{self._accumulation} micro-batches of a step",
                 "a call between steps",
             )
-        return {"steps": self._first_step + self._taken // self._accumulation, **self._identity()}
+        steps = self._first_step + self._taken // self._accumulation
+        return {"steps": steps, "decoder": self._decoder.name, **self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where the loader that gave `state` stood.
 
         Raises:
-            DataError: names what differs: seed, batch, sources, weights, decoder or tokenizer.
+            DataError: names what differs: seed, batch, sources, weights or tokenizer.
         """
         mine = self._identity()
+        if state.get("decoder") != self._decoder.name and self._rank == 0:
+            log.warning(
+                "images were decoded by %s, and are by %s from here on: the same samples with slightly other "
+                "pixels, so the run goes on, but not bit for bit",
+                state.get("decoder"),
+                self._decoder.name,
+            )
         differing = [key for key in mine if state.get(key) != mine[key]]
         if differing:
             lines = "; ".join(f"{key}: {state.get(key)!r} there, {mine[key]!r} here" for key in differing)
             raise DataError(
                 f"the checkpoint's data differ from this run's: {lines}",
-                "the same data, batch, decoder and tokenizer: otherwise samples would be seen twice or never",
+                "the same data, batch and tokenizer: otherwise samples would be seen twice or never",
                 "Start a new run from the checkpoint's weights instead",
             )
         self.close()
@@ -182,20 +208,17 @@ class Loader:
             "open_shards": self._recipe.data.open_shards,
             "sources": [dataset.manifest.to_json()["digest"] for dataset in self._datasets],
             "weights": self._weights,
-            "decoder": CPUDecoder.name,
             "tokenizer": self._tokenizer.fingerprint,
         }
 
-    def _start(self) -> Prefetcher[Batch]:
+    def _start(self) -> Prefetcher[_Made]:
         recipe = self._recipe
         needs = catalog.data_needs(recipe)
-        self._studio = Studio(
-            CPUDecoder(),
-            recipe.model.image_size,
-            recipe.data.workers,
-            segmentation=self._datasets[0].segmentation if "segmentation" in needs else None,
-            boxes=self._datasets[0].boxes if "boxes" in needs else None,
+        annotations = Annotations(
+            self._datasets[0].segmentation if "segmentation" in needs else None,
+            self._datasets[0].boxes if "boxes" in needs else None,
         )
+        self._studio = make_studio(self._decoder, recipe.model.image_size, recipe.data.workers, annotations)
         builder = BatchBuilder(
             Sources(self._datasets, needs, recipe.data.open_shards),
             self._stream,
@@ -208,19 +231,22 @@ class Loader:
         step = self._first_step + self._taken // self._accumulation
         name = "training data" if self._training else "evaluation data"
         return Prefetcher(
-            self._batches(builder, step), recipe.data.prefetch, recipe.data.timeout_seconds, name
+            self._batches(builder, self._studio, step),
+            recipe.data.prefetch,
+            recipe.data.timeout_seconds,
+            name,
         )
 
-    def _batches(self, builder: BatchBuilder, step: int) -> Iterator[Batch]:
-        """Yields finished micro-batches; the threads already decode the one after."""
+    def _batches(self, builder: BatchBuilder, studio: PictureMaker, step: int) -> Iterator[_Made]:
+        """Yields finished micro-batches; the threads are already busy with the one after."""
         before = None
         for micro in self._plans(step):
             started = builder.start(micro)
             if before is not None:
-                yield builder.finish(before)
+                yield _finished(builder.finish(before), studio)
             before = started
         if before is not None:
-            yield builder.finish(before)
+            yield _finished(builder.finish(before), studio)
 
     def _plans(self, step: int) -> Iterator[Plan]:
         swap = swaps_texts(self._recipe)
@@ -247,6 +273,11 @@ class Loader:
                 self._recipe.batch.global_pairs,
             )
         self.partnerless += count
+
+
+def _finished(batch: Batch, studio: PictureMaker) -> _Made:
+    """Returns a batch as it waits for its consumer."""
+    return pinned(batch) if torch.cuda.is_available() else batch, studio.lane.mark()
 
 
 @dataclass(frozen=True)
@@ -324,8 +355,8 @@ def open_data(recipe: Recipe, cache: Path | None = None) -> Data:
     if not paths:
         made, made_held_out = ensure_world(recipe.data.synthetic, cache or cache_folder())
         paths, held_out = [made], held_out or made_held_out
-    datasets = tuple(Dataset.open(path, verify="quick") for path in paths)
-    checked = Dataset.open(held_out, verify="quick") if held_out is not None else None
+    datasets = tuple(Dataset.open(nearest(path), verify="quick") for path in paths)
+    checked = Dataset.open(nearest(held_out), verify="quick") if held_out is not None else None
     check_annotations(recipe, [*datasets, checked] if checked is not None else datasets)
     tokenizer = choose_tokenizer(recipe, datasets)
     world, fetcher = dist.world_size(), None

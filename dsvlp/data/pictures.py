@@ -1,38 +1,32 @@
-"""From stored rows to tensors: decode, crop, resize, normalise; maps and boxes moved along.
+"""From stored rows to tensors on the CPU: decode, crop, resize, normalise; maps and boxes moved along.
 
 Each image is one job for a pool of threads (the decoder, torch and NumPy release the GIL), which
 writes straight into its place of the micro-batch's tensor. Jobs never raise on what stands in a file:
 they return a `BadImage`. What they raise is meant for the user (a label that no table knows).
+`device_studio` is the counterpart for a GPU, with the same methods.
 
 Legend: I images, K boxes, S the side.
 """
 
 from __future__ import annotations
 
-import io
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Protocol
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from dsvlp.data.augment import Crop, place_boxes, place_image, place_map
+from dsvlp.data.annotations import Annotations, PlacedBoxes
+from dsvlp.data.augment import Crop, place_image, place_map
 from dsvlp.data.buffers import Buffers
 from dsvlp.data.decode import BadImage, Decoder, EncodedImage
+from dsvlp.data.lane import Lane
 from dsvlp.data.rows import StoredRow
-from dsvlp.errors import DataError
-from dsvlp.types import LabelTable
-
-R = TypeVar("R")
+from dsvlp.data.threads import Threads
 
 _IDLE_BUFFERS = 8
-_UNKNOWN = -2  # in a look-up table of labels: no class and not ignored
-_IDS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -51,174 +45,120 @@ class Job:
     place: int
     name: str
 
+    def request(self) -> EncodedImage:
+        """Returns what the CPU must decode: the source so large that the crop is never enlarged for it."""
+        row, crop = self.row, self.crop
+        height = -(-row.height * crop.target_height // crop.height)
+        width = -(-row.width * crop.target_width // crop.width)
+        return EncodedImage(row.jpeg, row.height, row.width, height, width)
+
 
 @dataclass(frozen=True)
 class Pictures:
     """The images of a micro-batch while they are made and after.
 
     Attributes:
-        images: float32 [I, 3, S, S], normalised; zeros until made.
+        images: float32 [I, 3, S, S], normalised; undefined until made.
         segmentation: int64 [I, S, S], -1 to ignore, or None.
-        boxes: for each image (cxcywh [K, 4], classes [K], share of the area left [K]), or None.
+        boxes: for each image its boxes in the output, or None.
     """
 
     images: Tensor
     segmentation: Tensor | None
-    boxes: list[tuple[np.ndarray, np.ndarray, np.ndarray] | None]
+    boxes: list[PlacedBoxes | None]
+
+
+class PictureMaker(Protocol):
+    """What makes the pictures of micro-batches. One thread calls it, but `lane.hand_over`.
+
+    Attributes:
+        size: S.
+        annotations: what is read beside the images.
+        lane: the device that the pictures lie on.
+    """
+
+    size: int
+    annotations: Annotations
+    lane: Lane
+
+    def blank(self, count: int) -> Pictures:
+        """Returns the unmade pictures of `count` images."""
+
+    def start(self, jobs: Sequence[Job], out: Pictures) -> Any:
+        """Begins images; what it returns belongs to `finish`."""
+
+    def finish(self, begun: Any, out: Pictures) -> list[BadImage | None]:
+        """Waits for the images of a `start`; returns what is wrong with each, None where it is made.
+
+        Raises:
+            DataError: a stored label is not in the label table.
+        """
+
+    def erase(self, places: Sequence[int], out: Pictures) -> None:
+        """Makes images mean grey."""
+
+    def close(self, wait: bool = True) -> None:
+        """Ends the threads. `wait`: until they have ended."""
 
 
 class Studio:
-    """Makes pictures by a pool of threads; `close` ends them.
+    """Makes pictures on the CPU.
 
     Args:
         decoder: the backend.
         size: S.
         workers: threads; 0 works in the calling thread.
-        segmentation: the maps' label table where maps are wanted.
-        boxes: the boxes' label table where boxes are wanted.
+        annotations: what is read beside the images.
+        pinned: whether the images lie in pinned memory, for a GPU that will fetch them.
     """
 
     def __init__(
-        self,
-        decoder: Decoder,
-        size: int,
-        workers: int,
-        segmentation: LabelTable | None = None,
-        boxes: LabelTable | None = None,
+        self, decoder: Decoder, size: int, workers: int, annotations: Annotations, pinned: bool = False
     ) -> None:
-        self.decoder, self.size = decoder, size
-        self._map_classes = _class_of_id(segmentation) if segmentation else None
-        self._box_classes = _class_of_id(boxes) if boxes else None
-        self.segmentation, self.boxes = segmentation, boxes
+        self.size, self.annotations, self.lane = size, annotations, Lane(torch.device("cpu"))
+        self._decoder, self._pinned = decoder, pinned
         self._buffers = Buffers(_IDLE_BUFFERS)
-        self._pool = single_threaded_pool(workers) if workers else None
+        self._threads = Threads(workers)
 
     def blank(self, count: int) -> Pictures:
         """Returns the unmade pictures of `count` images."""
-        maps = torch.full((count, self.size, self.size), -1) if self._map_classes is not None else None
-        return Pictures(self._buffers.take((count, 3, self.size, self.size)), maps, [None] * count)
+        shape, maps = (count, 3, self.size, self.size), None
+        if self.annotations.segmentation is not None:
+            maps = torch.full((count, self.size, self.size), -1, pin_memory=self._pinned)
+        # torch keeps pinned memory until the last copy out of it is done; `Buffers` knows of no copies.
+        images = torch.empty(shape, pin_memory=True) if self._pinned else self._buffers.take(shape)
+        return Pictures(images, maps, [None] * count)
 
-    def start(self, job: Job, out: Pictures) -> Future[BadImage | None]:
-        """Begins an image; the future says None where it is made, or what is wrong with it."""
-        return self._submit(lambda: self.make(job, out))
+    def start(self, jobs: Sequence[Job], out: Pictures) -> list[Future[BadImage | None]]:
+        """Begins images; each future says None where its image is made, or what is wrong with it."""
+        return [self._threads.submit(lambda job=job: self._make(job, out)) for job in jobs]  # type: ignore[misc]
 
-    def make(self, job: Job, out: Pictures) -> BadImage | None:
-        """Makes an image in this thread.
+    def finish(self, begun: Sequence[Future[BadImage | None]], out: Pictures) -> list[BadImage | None]:
+        """Waits for the images of a `start`; returns what is wrong with each.
 
         Raises:
             DataError: a stored label is not in the label table.
         """
-        row, crop = job.row, job.crop
-        pixels = self.decoder.decode([_request(row, crop)])[0]
-        if isinstance(pixels, BadImage):
-            return pixels
-        if out.segmentation is not None and row.map_png.size:
-            stored = _decode_map(row)
-            if isinstance(stored, BadImage):
-                return stored
-            classes = self._classes(stored, self._map_classes, 0, job.name)
-            out.segmentation[job.place] = torch.from_numpy(place_map(classes, crop, self.size))
-        if self._box_classes is not None:
-            labels = self._classes(row.box_labels, self._box_classes, 1, job.name)
-            boxes, share = place_boxes(row.boxes_xyxy, crop, self.size)
-            out.boxes[job.place] = boxes, labels, share
-        place_image(pixels, crop, (row.height, row.width), out.images[job.place])
-        return None
+        return [future.result() for future in begun]
+
+    def erase(self, places: Sequence[int], out: Pictures) -> None:
+        """Makes images mean grey."""
+        out.images[list(places)] = 0
 
     def close(self, wait: bool = True) -> None:
-        """Ends the pool's threads; images that have not begun are dropped. `wait`: until they have ended."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=wait, cancel_futures=True)
+        """Ends the threads. `wait`: until they have ended."""
+        self._threads.close(wait)
 
-    def _submit(self, work: Callable[[], R]) -> Future[R]:
-        if self._pool is not None:
-            return self._pool.submit(work)
-        future: Future[R] = Future()
-        try:
-            future.set_result(work())
-        except DataError as error:
-            future.set_exception(error)
-        return future
-
-    def _classes(self, stored: np.ndarray, lookup: np.ndarray | None, table: int, name: str) -> np.ndarray:
-        assert lookup is not None
-        inside = stored[(stored >= 0) & (stored < _IDS)] if stored.dtype.itemsize > 2 else stored
-        classes = lookup[stored] if inside.size == stored.size else None
-        if classes is None or (classes == _UNKNOWN).any():
-            known = (self.segmentation, self.boxes)[table]
-            assert known is not None
-            unknown = sorted(set(np.unique(stored).tolist()) - {*known.ids, known.ignore})
-            raise DataError(
-                f"{name} has the {('segmentation', 'box')[table]} label {unknown[0]}",
-                f"an id of the label table {known.name!r} ({len(known.ids)} classes)",
-                "Write the data set again with the right label table",
-            )
-        return classes
-
-
-def single_threaded_pool(workers: int) -> ThreadPoolExecutor:
-    """Returns a pool whose threads run torch's operations in one thread each.
-
-    The pool is the parallelism; torch's own threads under it would fight for the same cores. torch
-    keeps the count a thread, but a new thread inherits the last one set, hence it is set back here.
-    """
-    before = torch.get_num_threads()
-    ready = threading.Barrier(workers + 1)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="dsvlp-decode")
-
-    def begin() -> None:
-        torch.set_num_threads(1)
-        torch.get_num_threads()  # what a thread has set holds only once it has asked
-        ready.wait(60)
-
-    for _ in range(workers):
-        pool.submit(begin)
-    ready.wait(60)
-    torch.set_num_threads(before)
-    return pool
-
-
-def _request(row: StoredRow, crop: Crop) -> EncodedImage:
-    """Returns what the decoder must give: the source large enough that the crop is never enlarged for it."""
-    height = -(-row.height * crop.target_height // crop.height)
-    width = -(-row.width * crop.target_width // crop.width)
-    return EncodedImage(row.jpeg, row.height, row.width, height, width)
-
-
-def _decode_map(row: StoredRow) -> np.ndarray | BadImage:
-    try:
-        with Image.open(io.BytesIO(row.map_png.tobytes()), formats=["PNG"]) as image:
-            stored = np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        return BadImage(f"its map cannot be decoded: {error}")
-    if stored.shape != (row.height, row.width):
-        return BadImage(f"its map has the shape {stored.shape}, the image is {row.height} x {row.width}")
-    return stored
-
-
-def _class_of_id(table: LabelTable) -> np.ndarray:
-    """Returns int32 [65536]: stored id -> class, -1 to ignore, -2 where the table does not know it."""
-    lookup = np.full(_IDS, _UNKNOWN, np.int32)
-    if table.ignore is not None:
-        lookup[table.ignore] = -1
-    lookup[list(table.ids)] = np.arange(len(table.ids))
-    return lookup
-
-
-def padded_boxes(
-    boxes: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray] | None], keep_area: float
-) -> tuple[Tensor, Tensor]:
-    """Returns boxes float32 [I, K, 4] and classes int64 [I, K] of a micro-batch, padded with 0 and -1.
-
-    A box of which the crop left nothing, or less than `keep_area` of its area, gets the class -1.
-    """
-    most = max(1, *(len(entry[1]) if entry else 0 for entry in boxes), 1)
-    cxcywh, classes = torch.zeros(len(boxes), most, 4), torch.full((len(boxes), most), -1)
-    for number, entry in enumerate(boxes):
-        if entry is None:
-            continue
-        count = len(entry[1])
-        kept = (entry[2] > 0) & (entry[2] >= keep_area)
-        cxcywh[number, :count] = torch.from_numpy(entry[0])
-        classes[number, :count] = torch.from_numpy(np.where(kept, entry[1], -1).astype(np.int64))
-    return cxcywh, classes
+    def _make(self, job: Job, out: Pictures) -> BadImage | None:
+        row, crop = job.row, job.crop
+        pixels = self._decoder.decode([job.request()])[0]
+        if isinstance(pixels, BadImage):
+            return pixels
+        classes = self.annotations.map_of(row, job.name)
+        if isinstance(classes, BadImage):
+            return classes
+        if classes is not None and out.segmentation is not None:
+            out.segmentation[job.place] = torch.from_numpy(place_map(classes, crop, self.size))
+        out.boxes[job.place] = self.annotations.boxes_of(row, crop, self.size, job.name)
+        place_image(pixels, crop, (row.height, row.width), out.images[job.place])
+        return None

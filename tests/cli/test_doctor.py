@@ -43,3 +43,16 @@ def test_a_driver_without_a_cuda_torch_is_noted(monkeypatch):
     monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/usr/bin/{name}")
     [finding] = doctor._devices()
     assert "Start locally" in finding.fix and not finding.needed
+
+
+def test_every_decoder_is_listed_with_its_state():
+    found = {finding.what: finding for finding in doctor._decoders()}
+    assert list(found) == [f"data.decoder {n}" for n in ("cpu", "torchvision", "torchcodec", "nvimgcodec")]
+    assert "simplejpeg" in found["data.decoder cpu"].found
+    assert not any(finding.needed for finding in found.values())
+
+
+def test_decoders_that_cannot_even_be_tried_are_noted(monkeypatch):
+    monkeypatch.setattr(doctor, "DECODER_PROBE", "raise ImportError('simplejpeg')")
+    (finding,) = doctor._decoders()
+    assert "shows why" in finding.fix and not finding.needed

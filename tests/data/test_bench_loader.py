@@ -5,7 +5,7 @@ from PIL import Image
 
 from dsvlp.data import bench_loader, bench_rivals
 from dsvlp.data.augment import place_image
-from dsvlp.data.bench_loader import Rate, Setting
+from dsvlp.data.bench_loader import Setting
 from tests.data.pictures_of_noise import jpeg
 
 
@@ -41,13 +41,3 @@ def test_all_contestants_are_measured_on_the_same_images(tmp_path):
     setting = Setting(data, tmp_path / "files", 64, 4, (0,), 0.01)
     with bench_loader._loader(setting) as loader:
         assert next(loader).images.shape == (4, 3, 64, 64)
-
-
-def test_the_summary_compares_medians():
-    rates = {
-        "dsvlp": [Rate(10, 100, 1), Rate(30, 300, 1), Rate(20, 200, 1)],
-        "pillow": [Rate(10, 50, 1), Rate(10, 60, 1), Rate(10, 40, 1)],
-    }
-    pillow = bench_loader.summary(rates)["pillow"]
-    assert pillow["ratio_per_second"] == 2 and pillow["ratio_per_cpu_second"] == 4
-    assert pillow["images_per_cpu_second_range"] == [40, 60]

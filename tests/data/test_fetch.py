@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from dsvlp.data.annotations import Annotations
 from dsvlp.data.augment import draw_crops
 from dsvlp.data.decode import CPUDecoder
 from dsvlp.data.fetch import NONE, Fetcher
@@ -59,9 +60,9 @@ def slow_image(datasets, recipe, step: int, sample: int) -> torch.Tensor:
     size = recipe.model.image_size
     sides = np.array([row.height]), np.array([row.width])
     (crop,) = draw_crops(key, *sides, np.array([recipe.data.augment.flip]), size, recipe.data.augment.scale)
-    studio = Studio(CPUDecoder(), size, 0)
+    studio = Studio(CPUDecoder(), size, 0, Annotations(None, None))
     pictures = studio.blank(1)
-    assert studio.make(Job(row, crop, 0, ""), pictures) is None
+    assert studio.finish(studio.start([Job(row, crop, 0, "")], pictures), pictures) == [None]
     return pictures.images[0]
 
 
