@@ -7,8 +7,11 @@ import importlib
 import click
 
 VERBS = {
+    "decode": "Images a second from JPEG bytes to training pixels, by backend.",
     "loader": "Images a second beside torch's DataLoader with Pillow and with simplejpeg.",
-    "step": "Time split, samples a second, FLOPs and MFU of a training step.",
+    "step": "Time split, samples a second, FLOPs and MFU of a training step; where its time goes.",
+    "inference": "Milliseconds an image-text pair, by batch size.",
+    "scaling": "A training step on 1, 2, 4 ... processes: efficiency, share of communication.",
 }
 
 
@@ -31,4 +34,4 @@ class Benches(click.Group):
 
 @click.group(cls=Benches)
 def command() -> None:
-    """Measure the loader and the step on this machine."""
+    """Measure data, training and inference on this machine."""

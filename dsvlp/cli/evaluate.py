@@ -60,9 +60,9 @@ def _evaluate(run: Path, checkpoint: str, settings: dict[str, Any]) -> int:
     from dsvlp.data.text import Tokenizer
     from dsvlp.engine import zero
     from dsvlp.engine.inference import load_trained
-    from dsvlp.engine.run_folder import write_json
     from dsvlp.engine.scoring import Scorer, Settings
     from dsvlp.engine.watchdog import Watchdog
+    from dsvlp.files import write_json
 
     zero.join()
     log.setup(dist.rank())

@@ -1,4 +1,4 @@
-"""From what the processes measured to the rows of `dsvlp bench step`. Torch-free: the CLI needs it."""
+"""A bench's rows, and how what the processes of `dsvlp bench step` measured becomes such. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dsvlp.accounting import flops, hardware
 from dsvlp.recipe import Recipe
 from dsvlp.types import DataFacts
 
-FORMAT = 1
-"""Of the JSON result."""
+FORMAT = 2
+"""Of a bench's JSON result."""
 
 GROWTH = "peak memory over that before the model, largest process"
 

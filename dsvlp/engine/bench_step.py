@@ -10,11 +10,10 @@ else of ours runs; the highest rate counts.
 from __future__ import annotations
 
 import logging
-import os
-import platform
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,9 +26,12 @@ from dsvlp import config, dist
 from dsvlp import recipe as recipes
 from dsvlp import system as systems
 from dsvlp.data.loader import Data, open_data
-from dsvlp.engine import schedule, watch, zero
-from dsvlp.engine.bench_figures import FORMAT, Measured, Repeat, figures
-from dsvlp.engine.run_folder import git_state, versions
+from dsvlp.engine import bench_parts, bench_wire, schedule, watch, zero
+from dsvlp.engine.bench_figures import Measured, Repeat, figures
+from dsvlp.engine.bench_parts import Marked, Rates
+from dsvlp.engine.bench_result import result
+from dsvlp.engine.bench_wire import Wire
+from dsvlp.engine.parts import marked
 from dsvlp.engine.step import Step, mean_text_tokens
 from dsvlp.engine.watchdog import Watchdog
 from dsvlp.recipe import Recipe
@@ -37,9 +39,9 @@ from dsvlp.system import Request, System
 
 log = logging.getLogger(__name__)
 
-_CPUINFO = Path("/proc/cpuinfo")
 _STATUS = Path("/proc/self/status")
 _PEAK_TRIES = 3  # a busy machine halves a single one
+_LARGE_PRODUCT = {"cpu": 1024, "cuda": 8192}
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Lengths:
         repeats: measurements, one after the other.
         update: False for forward and backward alone, without ZeRO, optimizer and its moments.
         count_flops: count what one more step executes.
+        parts: measure as often again with the parts of the step marked.
     """
 
     steps: int
@@ -59,6 +62,7 @@ class Lengths:
     repeats: int
     update: bool = True
     count_flops: bool = False
+    parts: bool = False
 
 
 class ForwardBackward:
@@ -93,43 +97,76 @@ def bench(recipe: Recipe, lengths: Lengths) -> dict[str, Any]:
 
     Every rank must call; all get the same figures.
     """
-    with Watchdog(recipe.engine.watchdog_seconds) as watchdog:
+    watching = bench_wire.watched() if lengths.parts else nullcontext(None)
+    with watching as wire, Watchdog(recipe.engine.watchdog_seconds) as watchdog:
         zero.join(recipe.engine.watchdog_seconds)
         with open_data(recipe) as data:
-            mine = _measure(recipe, data, lengths, watchdog)
+            mine, parts = _measure(recipe, data, lengths, watchdog, wire)
         ranks = [Measured.from_json(one) for one in dist.gather_objects(asdict(mine))]
-    return {
-        "format": FORMAT,
-        "figures": [figure.to_json() for figure in figures(recipe, data.facts, ranks)],
-        "hardware": machine(dist.device()),
-        "settings": settings(recipe, lengths),
-        "versions": versions(),
-        "git": git_state(),
-        "recipe": config.dump(recipe),
-    }
+        rows = figures(recipe, data.facts, ranks)
+        if parts is not None:
+            rows += bench_parts.rows(recipe, data.facts, dist.gather_objects(parts))
+    about = settings(recipe, lengths)
+    return result("step", rows, about, dist.device(), recipe=config.dump(recipe))
 
 
-def _measure(recipe: Recipe, data: Data, lengths: Lengths, watchdog: Watchdog) -> Measured:
+def _measure(
+    recipe: Recipe, data: Data, lengths: Lengths, watchdog: Watchdog, wire: Wire | None
+) -> tuple[Measured, Marked | None]:
     accumulation = recipes.accumulation(recipe, dist.world_size())
     before = _resident("VmRSS")
-    engine, step = _build(recipe, data, lengths.update, accumulation)
+    system = systems.build(recipe, data.facts)
+    engine, step = _build(recipe, system, data, lengths.update, accumulation)
     peaks = _peaks(engine.device, recipe)
     training = _Training(recipe, data, step, accumulation, watchdog, before)
     training.repeat(lengths.warmup)
-    repeats = []
-    for number in range(lengths.repeats):
-        repeats.append(training.repeat(lengths.steps))
-        log.info("repeat %d of %d: %.1f ms a step", number + 1, lengths.repeats, 1e3 * repeats[-1].wall)
+    repeats = training.repeats(lengths)
+    parts = None if wire is None else _measure_parts(recipe, system, engine, training, lengths, wire)
     peak, peak_name = max(peaks + _peaks(engine.device, recipe))
     counted = training.counted_flops() if lengths.count_flops else None
     engine.close()
-    return Measured(repeats, peak, peak_name, engine.device.type, counted)
+    return Measured(repeats, peak, peak_name, engine.device.type, counted), parts
+
+
+def _measure_parts(
+    recipe: Recipe,
+    system: System,
+    engine: zero.Engine | ForwardBackward,
+    training: _Training,
+    lengths: Lengths,
+    wire: Wire,
+) -> Marked:
+    """Takes as many steps again, their parts marked."""
+    device, timer = engine.device, training.step.timer
+    timer.host_part = None  # a GPU's table says how long it stood still, not how long the host waited
+    before = _rates(device, recipe)
+    wire.timer = timer
+    with marked(system, timer, backward=True):
+        training.repeat(1)
+        wire.sent = 0.0
+        repeats = training.repeats(lengths)
+    wire.timer = None
+    best = Rates(*(max(pair) for pair in zip(*map(astuple, (before, _rates(device, recipe))), strict=True)))
+    return Marked(repeats, best, wire.sent / (lengths.steps * lengths.repeats), _updated(engine))
+
+
+def _rates(device: torch.device, recipe: Recipe) -> Rates:
+    dtype = torch.bfloat16 if recipe.engine.precision == "bf16" else torch.float32
+    side = _LARGE_PRODUCT[device.type]
+    matmul = max(watch.measured_product(device, dtype, side) for _ in range(_PEAK_TRIES))
+    return Rates(matmul, bench_wire.measured_copy(device), bench_wire.measured_wire(device))
+
+
+def _updated(engine: zero.Engine | ForwardBackward) -> int:
+    """Returns how many parameters this process's optimizer updates."""
+    if isinstance(engine, ForwardBackward):
+        return 0
+    return sum(flat.numel() for flat in engine.optimizer.state)
 
 
 def _build(
-    recipe: Recipe, data: Data, update: bool, accumulation: int
+    recipe: Recipe, system: System, data: Data, update: bool, accumulation: int
 ) -> tuple[zero.Engine | ForwardBackward, Step]:
-    system = systems.build(recipe, data.facts)
     engine: zero.Engine | ForwardBackward
     if update:
         engine = zero.Engine(system, recipe, accumulation=accumulation)
@@ -155,16 +192,25 @@ class _Training:
         watchdog: Watchdog,
         resident_before: float,
     ) -> None:
-        self._recipe, self._data, self._step = recipe, data, step
+        self.step = step
+        self._recipe, self._data = recipe, data
         self._accumulation, self._watchdog = accumulation, watchdog
         self._resident_before = resident_before
         self._taken = 0
+
+    def repeats(self, lengths: Lengths) -> list[Repeat]:
+        """Returns what each of the repeats took."""
+        found = []
+        for number in range(lengths.repeats):
+            found.append(self.repeat(lengths.steps))
+            log.info("repeat %d of %d: %.1f ms a step", number + 1, lengths.repeats, 1e3 * found[-1].wall)
+        return found
 
     def repeat(self, steps: int) -> Repeat:
         """Returns what `steps` steps took."""
         cpu = time.process_time()
         tokens = statistics.fmean([self._take() for _ in range(steps)])
-        timer = self._step.timer
+        timer = self.step.timer
         (parts, wall), host = timer.read(), timer.read_host()
         return Repeat(
             {name: seconds / steps for name, seconds in parts.items()},
@@ -193,11 +239,11 @@ class _Training:
     def _take(self) -> float:
         """Takes a step; returns the mean real length of its texts."""
         self._watchdog.progress(f"step {self._taken + 1}")
-        with self._step.timer.part("data"):
+        with self.step.timer.part("data"):
             batches = [next(self._data.train) for _ in range(self._accumulation)]
         lr = self._recipe.optimizer.lr * schedule.factor(self._recipe.schedule, self._taken)
         self._taken += 1
-        self._step.run(self._taken, batches, lr, stop=False)
+        self.step.run(self._taken, batches, lr, stop=False)
         return mean_text_tokens(batches)
 
 
@@ -223,16 +269,4 @@ def settings(recipe: Recipe, lengths: Lengths) -> dict[str, Any]:
         "share_prefixes": recipe.engine.share_prefixes,
         "activation_checkpointing": recipe.engine.activation_checkpointing,
         "decoding_threads": recipe.data.workers,
-    }
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """Returns the processors' names, and the load: a busy machine's figures are no claim."""
-    lines = _CPUINFO.read_text(encoding="utf-8").splitlines() if _CPUINFO.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "processor": names[0] if names else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "load_average": round(os.getloadavg()[0], 1),
     }

@@ -9,7 +9,7 @@ Nothing here waits for the device.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from dsvlp import dist, seed
-from dsvlp.engine.feed import Feed
+from dsvlp.engine.feed import AtOnce, Feed, first_place
+from dsvlp.engine.texts import shortened
 from dsvlp.engine.timer import StepTimer
 from dsvlp.recipe import micro_pairs
 from dsvlp.system import Prepared, System, TrainRequest
@@ -60,7 +61,7 @@ class Shown:
     """A step's first micro-batch, kept where it is to be drawn.
 
     Attributes:
-        batch: as the loader made it, on the CPU.
+        batch: as the loader made it.
         prepared: as the losses see it.
         predictions: objective -> its predictions, see `Loss.predictions`.
         drawn: objective -> the pairs that it drew, see `Loss.drawn`.
@@ -97,12 +98,18 @@ class Step:
         weights = [tables[name].weight for name in self._names]  # type: ignore[attr-defined]
         self._weights = torch.tensor(weights, device=engine.device)
         self._seed = recipe.seed
+        self._cut_texts = recipe.engine.cut_texts
         self._scale = dist.world_size() * accumulation
-        self._feed = None
+        self._feed: Feed | None = None
+        self._at_once: Callable[[int, int], AtOnce] | None = None
         if fetcher is not None:
-            pool = cast("ITM", system.objectives["itm"]).pool
-            assert pool is not None, "a fetcher belongs to negatives from the queue"
-            self._feed = Feed(pool, fetcher, micro_pairs(recipe, dist.world_size()), accumulation)
+            pool, micro = cast("ITM", system.objectives["itm"]).pool, micro_pairs(recipe, dist.world_size())
+            if pool is None:
+                self._at_once = lambda step, number: AtOnce(
+                    fetcher, step, first_place(number, micro), engine.device
+                )
+            else:
+                self._feed = Feed(pool, fetcher, micro, accumulation)
         host = {name: cast("Objective", module).seconds for name, module in system.objectives.items()}
         self.timer = StepTimer(engine.device, host)
 
@@ -111,7 +118,7 @@ class Step:
 
         Args:
             step: counts from 1; with micro-step and rank it seeds dropout.
-            batches: this rank's micro-batches of the step, on the CPU.
+            batches: this rank's micro-batches of the step, as the loader made them.
             lr: learning rate of the groups whose factor is 1.
             stop: whether this rank was asked to stop.
             show: keep the first micro-batch for the pictures.
@@ -119,6 +126,8 @@ class Step:
         if self._feed is not None:
             with self.timer.part("data"):
                 batches = self._feed.bring(step, batches)
+        if self._cut_texts:
+            batches = [shortened(batch) for batch in batches]
         prepared = self.prepare(batches)
         totals, stop_count = self.count(prepared, stop)
         sums = torch.zeros_like(totals)
@@ -126,8 +135,9 @@ class Step:
         shown = None
         for micro, one in enumerate(prepared):
             reseed(self._seed, step, micro, dist.rank())
+            fetch = None if self._at_once is None else self._at_once(step, micro)
             with self.timer.part("forward"):
-                losses = self._engine(TrainRequest(one))
+                losses = self._engine(TrainRequest(one, fetch))
                 total = self.total(losses, totals)
             if self._feed is not None:
                 self._feed.drawn(step + 1, micro)
@@ -140,7 +150,7 @@ class Step:
                     name: loss.predictions for name, loss in losses.items() if loss.predictions is not None
                 }
                 drawn = {name: loss.drawn for name, loss in losses.items() if loss.drawn is not None}
-                shown = Shown(batches[0], one, guesses, drawn)
+                shown = Shown(batches[0], one if fetch is None else fetch.seen(one), guesses, drawn)
         with self.timer.part("step"):
             result = self._engine.step(lr)
             for module in self._system.objectives.values():

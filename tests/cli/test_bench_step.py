@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from dsvlp.cli import bench_step
+from dsvlp.cli import bench_scaling, bench_step, bench_turns
 from dsvlp.errors import RecipeError, RunError
 from dsvlp.launch import local
 
 
 def result(**medians: float) -> dict:
     return {
-        "format": 1,
+        "format": 2,
+        "bench": "step",
         "figures": [
             {
                 "name": name,
@@ -25,7 +26,7 @@ def result(**medians: float) -> dict:
             }
             for name, value in medians.items()
         ],
-        "hardware": {"device": "CPU"},
+        "hardware": {"device": "CPU", "cores": 2, "load_average": 0.5},
         "settings": {"threads": 1},
         "versions": {"torch": "2"},
         "recipe": {"batch": {"micro_pairs": 4}},
@@ -38,19 +39,21 @@ def launched(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     calls = []
-    monkeypatch.setattr(local, "launch", lambda command, processes: calls.append((command, processes)) or 0)
+    monkeypatch.setattr(
+        local, "launch", lambda command, processes, *_: calls.append((command, processes)) or 0
+    )
     return calls
 
 
 def test_several_processes_are_started_with_the_same_settings(launched, tmp_path):
     out = str(tmp_path / "out.json")
-    arguments = ["tiny_svl", "optimizer.lr=1e-4", "--nproc", "2", "--steps", "4", "--json", out]
+    arguments = ["tiny_svl", "optimizer.lr=1e-4", "--nproc", "2", "--steps", "4", "--parts", "--json", out]
     assert CliRunner().invoke(bench_step.command, arguments).exit_code == 0
     ((command, processes),) = launched
     assert processes == 2
     assert command[1:] == [
         "-m", "dsvlp", "bench", "step", "tiny_svl", "optimizer.lr=1e-4",
-        "--steps", "4", "--warmup", "3", "--repeats", "5", "--json", out,
+        "--steps", "4", "--warmup", "3", "--repeats", "5", "--parts", "--json", out,
     ]  # fmt: skip
 
 
@@ -66,14 +69,14 @@ def test_a_variant_is_the_recipe_with_further_overrides_or_another_recipe_under_
         "meter optimizer.lr=1e-4": ("meter", "batch.micro_pairs=2", "optimizer.lr=1e-4"),
         "'data.train=[]'": ("fiber", "batch.micro_pairs=2", "data.train=[]"),
     }.items():
-        assert bench_step.variant("fiber", base, text) == expected
+        assert bench_turns.variant("fiber", base, text) == expected
 
 
 def test_variants_take_turns_and_stand_side_by_side(launched, monkeypatch, tmp_path):
     rates = iter([4.0, 2.0, 6.0, 2.5, 5.0, 1.5])
     turns = []
 
-    def launch(command, processes):
+    def launch(command, processes, environment):
         turns.append(("engine.precision=bf16" in command, processes, command[command.index("--repeats") + 1]))
         path = command[command.index("--json") + 1]
         Path(path).write_text(json.dumps(result(pairs=next(rates))))
@@ -96,7 +99,7 @@ def test_variants_take_turns_and_stand_side_by_side(launched, monkeypatch, tmp_p
 
 
 def test_a_variant_that_fails_ends_the_comparison_with_its_code(launched, monkeypatch):
-    monkeypatch.setattr(local, "launch", lambda command, processes: 3)
+    monkeypatch.setattr(local, "launch", lambda *_: 3)
     done = CliRunner().invoke(bench_step.command, ["tiny_svl", "--against", "batch.micro_pairs=16"])
     assert done.exit_code == 3
 
@@ -107,7 +110,9 @@ def test_a_variant_that_is_no_recipe_starts_nothing(launched):
         assert isinstance(done.exception, RecipeError) and not launched
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "figures": []}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"format": 3}', '{"format": 2, "bench": "step", "figures": []}']
+)
 def test_a_file_that_holds_no_result_is_named_before_anything_runs(launched, tmp_path, content):
     path = tmp_path / "other.json"
     path.write_text(content)
@@ -116,19 +121,24 @@ def test_a_file_that_holds_no_result_is_named_before_anything_runs(launched, tmp
     assert str(path) in str(done.exception) and "--json" in str(done.exception)
 
 
-def test_the_ratio_to_a_saved_result_stands_beside_and_differences_are_named(tmp_path):
-    path = tmp_path / "saved.json"
-    path.write_text(json.dumps(result(forward=100.0, idle=0.0, gone=5.0)))
-    now = result(forward=150.0, idle=3.0, new=1.0)
-    now["recipe"]["batch"]["micro_pairs"] = 8
-    lines = bench_step.show(now, bench_step.read(path))
-    cells = {line.split()[0]: line.split()[1:] for line in lines[0].splitlines()[2:]}
-    assert cells["forward"] == ["ms", "150", "150", "150", "100", "1.500"]
-    assert cells["idle"] == ["ms", "3", "3", "3", "0"]  # no ratio to nothing
-    assert cells["new"] == ["ms", "1", "1", "1"]
-    assert lines[-1] == "differs from the saved one in: batch.micro_pairs: 4 -> 8"
+def test_scaling_takes_turns_over_numbers_of_processes_with_the_same_threads(launched, monkeypatch, tmp_path):
+    turns = []
 
+    def launch(command, processes, environment):
+        turns.append((command[6:7] == ["batch.global_pairs=128"], processes, environment["OMP_NUM_THREADS"]))
+        step = {"pairs": 10.0 * processes**0.5, "whole step": 4.0, "part/communication": float(processes)}
+        found = result(**step, **{"part/the whole step, its parts marked": 5.0})
+        Path(command[command.index("--json") + 1]).write_text(json.dumps(found))
+        return 0
 
-def test_without_a_saved_result_there_is_no_such_column():
-    lines = bench_step.show(result(forward=150.0), None)
-    assert "ratio" not in lines[0] and "hardware: device CPU" in lines
+    monkeypatch.setattr(local, "launch", launch)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    out = tmp_path / "out.json"
+    options = ["--nproc", "2", "--repeats", "2", "--json", str(out)]
+    done = CliRunner().invoke(bench_scaling.command, ["tiny_svl", *options])
+    assert done.exit_code == 0, done.output
+    assert turns == [(False, 1, "1"), (False, 2, "1"), (True, 2, "1")] * 2
+    rows = {figure["name"]: figure for figure in json.loads(out.read_text())["figures"]}
+    assert rows["same global batch, 1 process: efficiency"]["values"] == [100.0, 100.0]
+    assert rows["same batch a process, 2 processes: efficiency"]["median"] == pytest.approx(100 / 2**0.5)
+    assert rows["same global batch, 2 processes: communication, share of the step"]["median"] == 40.0

@@ -11,6 +11,9 @@ import pytest
 from dsvlp import recipe
 from dsvlp.accounting import flops
 from dsvlp.engine.bench_figures import GROWTH, Measured, Repeat, figures
+from dsvlp.engine.bench_parts import FLOOR, PART, Marked, Rates
+from dsvlp.engine.bench_parts import rows as part_rows
+from dsvlp.engine.parts import TOWERS, backward_of
 from dsvlp.types import DataFacts
 from tests.engine.processes import environment
 
@@ -43,7 +46,7 @@ def rows(recipe_: recipe.Recipe, *ranks: Measured) -> dict[str, list[float]]:
 def test_real_steps_are_measured_written_and_compared_with_themselves(tmp_path):
     saved = tmp_path / "saved.json"
     command = [sys.executable, "-m", "dsvlp", "bench", "step", "tiny_svl", *TINY, "--nproc", "1"]
-    lengths = ["--steps", "2", "--warmup", "1", "--repeats", "3"]
+    lengths = ["--steps", "2", "--warmup", "1", "--repeats", "3", "--parts"]
     done = subprocess.run(
         [*command, *lengths, "--json", str(saved)],
         env=environment(tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache")),
@@ -70,6 +73,12 @@ def test_real_steps_are_measured_written_and_compared_with_themselves(tmp_path):
     assert 0 < share < 100
     assert 3 < found["real text length"]["median"] < 24
     assert result["settings"]["accumulation"] == 2
+    for part in TOWERS:
+        for name in (part, backward_of(part)):
+            assert 0 < found[FLOOR + name]["median"] < found[PART + name]["median"], name
+    assert found[FLOOR + "optimizer"]["median"] > 0 and found[PART + "optimizer"]["median"] > 0
+    assert 0 <= found["unexplained, share of the step"]["lowest"] < 5
+    assert "furthest above their floors" in done.stdout
     assert "pairs/s" in done.stdout and f"torch {result['versions']['torch']}" in done.stdout
 
 
@@ -129,8 +138,27 @@ def test_parts_that_overlap_on_a_gpu_leave_nothing_negative():
 
 
 def test_the_figures_need_no_torch():
-    modules = "dsvlp.engine.bench_figures, dsvlp.cli.bench_step"
+    modules = "dsvlp.engine.bench_scaling, dsvlp.cli.bench_step, dsvlp.cli.bench_inference"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", code], timeout=60, env=os.environ, check=False).returncode == 0
     )
+
+
+def test_floors_are_the_formulas_work_over_the_measured_rates():
+    tiny = recipe.load("tiny_svl")
+    parts = {"image tower": 1.0, "fusion": 1.0, "heads, backward": 1.0, "step": 1.0, "communication": 1.0}
+    repeat_ = Repeat({**parts, "prepare": 0.5}, {}, 6.0, 6.0, 12.0, 1.0, 1.0)
+    ranks = [Marked([repeat_], Rates(1e9, 1e9, 2e9), sent=1e6, updated=100)] * 2
+    found = {figure.name: figure.values[0] for figure in part_rows(tiny, FACTS, ranks)}
+    costs = flops.components(tiny, text_tokens=12.0, facts=FACTS)
+    pairs = 64 / 2
+    cross = costs["cross-modality layers"].forward + costs["decoder of queries"].forward
+    assert found["floor/image tower"] == pytest.approx(1e3 * pairs * costs["image tower"].forward / 1e9)
+    assert found["floor/fusion"] == pytest.approx(1e3 * pairs * cross / 1e9)
+    assert found["floor/heads, backward"] == pytest.approx(1e3 * 2 * pairs * costs["heads"].forward / 1e9)
+    assert found["floor/optimizer"] == pytest.approx(1e3 * 28 * 100 / 1e9)
+    assert found["floor/communication"] == pytest.approx(1e3 * 1e6 / 2e9)
+    assert found["part/prepare: copy, corrupt, count"] == 500 and "floor/prepare" not in found
+    assert found["part/unexplained"] == pytest.approx(500)
+    assert found["unexplained, share of the step"] == pytest.approx(100 * 0.5 / 6)

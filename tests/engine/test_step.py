@@ -61,7 +61,9 @@ def test_two_ranks_with_two_unequal_micro_batches_give_the_gradients_of_one_batc
 
 def runner(weights: dict[str, float]) -> steps.Step:
     tables = {name: SimpleNamespace(weight=weight) for name, weight in weights.items()}
-    recipe = SimpleNamespace(objectives=SimpleNamespace(enabled=lambda: tables), seed=0)
+    recipe = SimpleNamespace(
+        objectives=SimpleNamespace(enabled=lambda: tables), seed=0, engine=SimpleNamespace(cut_texts=False)
+    )
     engine = SimpleNamespace(device=torch.device("cpu"))
     objectives = {name: SimpleNamespace(seconds={}) for name in weights}
     return steps.Step(engine, SimpleNamespace(objectives=objectives), recipe, accumulation=3)

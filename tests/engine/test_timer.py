@@ -33,3 +33,21 @@ def test_work_on_the_host_is_told_since_the_last_read_and_without_pauses():
     seconds["waiting"] += 1.0
     assert timer.read_host() == {"spl/waiting": 3.0}
     assert timer.read_host() == {"spl/waiting": 0.0}
+
+
+def test_a_part_inside_another_is_taken_from_it_and_a_turn_goes_on_under_another_name(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    timer = StepTimer(torch.device("cpu"))
+    with timer.part("forward"):
+        now += 1
+        with timer.part("fusion"):
+            now += 2
+            with timer.part("fusion"):
+                now += 4
+        now += 8
+        timer.turn("heads")
+        now += 16
+    parts, wall = timer.read()
+    assert (parts["forward"], parts["fusion"], parts["heads"]) == (9, 6, 16)
+    assert wall == 31 and timer.innermost is None

@@ -1,0 +1,41 @@
+"""`dsvlp bench inference`: real requests of tiny systems, and the arithmetic of the rows."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from dsvlp import recipe, system
+from dsvlp.engine import bench_inference as bench
+from dsvlp.engine.bench_inference import Lengths
+from dsvlp.engine.inference import Inference
+
+QUERIES = ["model.visual_queries=4", "objectives.segl=false", "objectives.spl={}"]
+
+
+@pytest.mark.parametrize(("name", "overrides"), [("tiny_svl", []), ("tiny_svl", QUERIES), ("tiny_fiber", [])])
+def test_each_batch_and_request_is_measured_and_the_whole_is_their_sum(name, overrides):
+    found = bench.bench(recipe.load(name, overrides), Lengths((1, 3), 0.0, 2))
+    rows = {figure["name"]: figure["values"] for figure in found["figures"]}
+    for size in (1, 3):
+        parts = [rows[f"batch {size}: {part}"] for part in bench.PARTS]
+        assert all(value > 0 for part in parts for value in part)
+        assert rows[f"batch {size}: the whole pair"] == pytest.approx(
+            [sum(p) for p in zip(*parts, strict=True)]
+        )
+        assert rows[f"batch {size}: pairs"] == pytest.approx(
+            [1e3 / value for value in rows[f"batch {size}: the whole pair"]]
+        )
+    assert found["bench"] == "inference" and found["settings"]["text_tokens"] == 20
+
+
+@pytest.mark.parametrize(("name", "overrides"), [("tiny_svl", []), ("tiny_svl", QUERIES), ("tiny_fiber", [])])
+def test_the_formula_is_what_the_requests_execute(name, overrides):
+    loaded = recipe.load(name, overrides)
+    made = system.build(loaded, bench.facts(loaded)).requires_grad_(False)  # the counter looks for gradients
+    inference = Inference(made, "fp32", torch.device("cpu"))
+    calls = bench._calls(inference, loaded, 2, 12, torch.device("cpu"))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        for call in calls.values():
+            call()
+    assert counter.get_total_flops() / 2 == pytest.approx(bench.forward_flops(loaded, 12), rel=0.02)
