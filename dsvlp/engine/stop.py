@@ -27,7 +27,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 def hold() -> None:
     """Holds stop signals back until a `StopFlag` takes them: none is lost, none kills a starting process.
 
-    The state survives `exec`.
+    The state survives `exec`. Called before the process has other threads, which would take the signals;
+    those that begin later hold them back too.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 

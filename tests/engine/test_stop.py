@@ -1,9 +1,14 @@
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from dsvlp.engine.stop import SIGNALS, StopFlag, hold
+from dsvlp.engine.stop import SIGNALS, StopFlag
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -30,10 +35,28 @@ def test_the_handlers_of_before_come_back():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+HELD = """
+import os, signal, sys
+from dsvlp.engine.stop import SIGNALS, StopFlag
+
+ROOT = Path(__file__).parents[2]
+
+hold()
+os.kill(os.getpid(), int(sys.argv[1]))  # by default it would end this process
+with StopFlag() as stop:
+    print(stop.received)
+assert not set(SIGNALS) & signal.pthread_sigmask(signal.SIG_BLOCK, [])
+"""
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_that_came_while_the_process_started_is_not_lost(number):
-    hold()
-    os.kill(os.getpid(), number)  # by default it would end this process
-    with StopFlag() as stop:
-        assert stop.received == number.name
-    assert not set(SIGNALS) & signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    # In a process of its own: a thread that began before `hold` would take the signal.
+    done = subprocess.run(
+        [sys.executable, "-c", HELD, str(int(number))],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, number.name), done.stderr
