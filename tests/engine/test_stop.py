@@ -37,9 +37,7 @@ def test_the_handlers_of_before_come_back():
 
 HELD = """
 import os, signal, sys
-from dsvlp.engine.stop import SIGNALS, StopFlag
-
-ROOT = Path(__file__).parents[2]
+from dsvlp.engine.stop import SIGNALS, StopFlag, hold
 
 hold()
 os.kill(os.getpid(), int(sys.argv[1]))  # by default it would end this process
