@@ -24,7 +24,7 @@ class Task:
     """What each task of a job does: goes on with the run that the batch script names."""
 
     def __call__(self) -> NoReturn:
-        """Becomes `dsvlp train --run RUN`."""
+        """Becomes `dsvlp train --run RUN`; but for the moment before `exec`, no stop signal is lost."""
         stop.hold()
         command = local.own_command(["train", "--run", os.environ[sbatch.RUN]])
         os.execv(command[0], command)

@@ -78,6 +78,7 @@ def test_a_task_becomes_dsvlp_train_with_the_signals_held_back(slurm, tmp_path):
         "SLURM_JOB_ID": "12",
         "SLURM_PROCID": "0",
         "DSVLP_RUN": "/runs/a",
+        "OMP_NUM_THREADS": "1",  # a thread of NumPy's that began before could take the signal
     }
     done = subprocess.run(
         [sys.executable, "-c", early],
