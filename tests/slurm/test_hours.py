@@ -39,6 +39,10 @@ TRAINED = (
 OF_NO_RUN = "sleep 2"
 
 
+HANGS_SECONDS = 4.0
+"""How long the requeued job at least does nothing: Slurm counts in whole seconds."""
+
+
 @dataclass
 class Jobs:
     """What was submitted, when this test itself saw it begin and end, and what `dsvlp hours` told.
@@ -102,6 +106,7 @@ def jobs(cluster: Cluster) -> Jobs:
     again = cluster.folder / "runs" / "again"
     until(lambda: any(each.to_step == 4 for each in read_ledger(again)), 60, "four steps", pause=0.2)
     running = hours(cluster, str(again))
+    time.sleep(HANGS_SECONDS)
     killed = {}
     for name in ("again", "nothing"):
         killed[name] = time.time()
