@@ -14,6 +14,7 @@ import torch
 from dsvlp import dist, recipe, system
 from dsvlp.engine import dsconfig
 from dsvlp.engine.zero import Engine, join
+from dsvlp.launch.local import leave
 from dsvlp.system import TrainRequest
 from tests.batches import make_batch, make_facts
 
@@ -102,3 +103,4 @@ if __name__ == "__main__":
     if dist.rank() == 0:
         (Path(sys.argv[2]) / f"{sys.argv[1]}.json").write_text(json.dumps(results))
     dist.barrier(60)
+    leave(0)  # libraries have been seen to abort in their exit handlers

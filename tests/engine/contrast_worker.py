@@ -17,6 +17,7 @@ from dsvlp.engine import zero
 from dsvlp.engine.checkpoint import CheckpointStore
 from dsvlp.engine.evaluate import evaluate
 from dsvlp.engine.step import Step, StepOutput, summary
+from dsvlp.launch.local import leave
 from dsvlp.system import build
 from dsvlp.types import Batch
 from tests.batches import make_batch, make_facts, make_fiber_recipe, take_pairs
@@ -173,3 +174,4 @@ if __name__ == "__main__":
         if dist.rank() == 0:
             (Path(sys.argv[2]) / f"{theme}-{dist.world_size()}.json").write_text(json.dumps(results))
     dist.barrier(60)
+    leave(0)  # libraries have been seen to abort in their exit handlers

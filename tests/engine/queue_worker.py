@@ -17,6 +17,7 @@ from dsvlp.data.loader import open_data
 from dsvlp.engine import zero
 from dsvlp.engine.checkpoint import CheckpointStore
 from dsvlp.engine.step import Step, summary
+from dsvlp.launch.local import leave
 from dsvlp.system import build
 from tests.batches import make_fiber_recipe
 from tests.engine.zero_worker import digest, save
@@ -136,3 +137,4 @@ if __name__ == "__main__":
     if dist.rank() == 0:
         (place / f"queue-{dist.world_size()}.json").write_text(json.dumps(found))
     dist.barrier(60)
+    leave(0)  # libraries have been seen to abort in their exit handlers

@@ -13,6 +13,7 @@ import torch
 from dsvlp import dist
 from dsvlp.engine.checkpoint import CheckpointStore
 from dsvlp.engine.zero import Engine, StepResult, join
+from dsvlp.launch.local import leave
 from tests.engine.toy import BATCH, MICRO, Request, Toy, make_recipe, micro_batch
 
 LAYOUTS = ("zero0", "zero1", "zero2", "zero3", "zero3_offload")
@@ -243,3 +244,4 @@ if __name__ == "__main__":
         if dist.rank() == 0:
             (Path(sys.argv[2]) / f"{theme}.json").write_text(json.dumps(results))
     dist.barrier(60)
+    leave(0)  # libraries have been seen to abort in their exit handlers

@@ -10,6 +10,7 @@ import torch
 
 from dsvlp import dist
 from dsvlp.engine.zero import Engine
+from dsvlp.launch.local import leave
 from dsvlp.recipe import Recipe
 from dsvlp.system import TrainRequest, build
 from tests.batches import make_batch, make_facts, make_fiber_recipe, make_recipe, take_pairs
@@ -73,3 +74,5 @@ if __name__ == "__main__":
     results = {f"{zero} {mode}": train(sys.argv[1], zero, mode) for zero, mode in runs}
     if dist.rank() == 0:
         Path(sys.argv[2]).write_text(json.dumps(results))
+    dist.barrier(60)
+    leave(0)  # libraries have been seen to abort in their exit handlers
