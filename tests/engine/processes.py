@@ -39,7 +39,8 @@ def run(script: str, *arguments: str, world: int, scratch: Path, seconds: float 
         log = (scratch / f"{Path(script).stem}-{'-'.join(arguments[:1])}-{world}-{rank}.log").open("wb+")
         launcher = {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, str(ROOT / "tests" / "engine" / script), *arguments]
+        worker = [str(ROOT / "tests" / "engine" / name) for name in ("one_rank.py", script)]
+        command = [sys.executable, *worker, *arguments]
         process = subprocess.Popen(
             command, env=environment(scratch, **launcher, **meeting), stdout=log, stderr=subprocess.STDOUT
         )
