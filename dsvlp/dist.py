@@ -58,31 +58,58 @@ def all_gather(tensor: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def reduce_scatter_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns this rank's rows [B, ...] of the sum over ranks of [world x B, ...]. Every rank must call."""
+    if world_size() == 1:
+        return tensor
+    out = tensor.new_empty((len(tensor) // world_size(), *tensor.shape[1:]))
+    td.reduce_scatter_tensor(out, tensor.contiguous())
+    return out
+
+
 class _Gather(torch.autograd.Function):
     """All-gather whose backward returns to each rank the sum of all ranks' gradients for its rows."""
 
     @staticmethod
-    def forward(context: Any, tensor: torch.Tensor) -> torch.Tensor:
-        context.rows = len(tensor)
-        return all_gather(tensor).flatten(0, 1)
+    def forward(context: Any, tensor: torch.Tensor, sent_as: torch.dtype) -> torch.Tensor:
+        return all_gather(tensor.to(sent_as)).flatten(0, 1).to(tensor.dtype)
 
     @staticmethod
-    def backward(context: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        # A copy: autograd may hand the same gradient to another function, and the sum is made in place.
-        summed = all_reduce_sum(gradients[0].clone(memory_format=torch.contiguous_format))
-        return summed[rank() * context.rows : (rank() + 1) * context.rows]
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return reduce_scatter_sum(gradients[0]), None
 
 
-def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
+def gather_with_gradient(tensor: torch.Tensor, sent_as: torch.dtype | None = None) -> torch.Tensor:
     """Returns the rows of all ranks one after another, [world x B, ...]; gradients flow to all. Every rank
-    must call, in forward and in backward."""
+    must call, in forward and in backward.
+
+    Args:
+        tensor: [B, ...], of one shape on all ranks.
+        sent_as: dtype in which rows go between ranks, and to which all are rounded, the own ones too; None:
+            the tensor's. Gradients are summed in the tensor's own: a sum over ranks loses no bits as ranks
+            are added.
+    """
     if world_size() == 1:
         return tensor
-    return _Gather.apply(tensor)  # type: ignore[no-any-return]
+    return _Gather.apply(tensor, sent_as or tensor.dtype)  # type: ignore[no-any-return]
+
+
+def agreed_most(values: list[int], group: td.ProcessGroup | None) -> list[int]:
+    """Returns each value's maximum over ranks. Every rank must call.
+
+    Args:
+        values: as many on every rank.
+        group: a `side_group`: hosts agree by themselves, and wait for no device.
+    """
+    if group is None:
+        return values
+    most = torch.tensor(values)
+    td.all_reduce(most, op=td.ReduceOp.MAX, group=group)
+    return most.tolist()  # type: ignore[no-any-return]
 
 
 def side_group(seconds: float) -> td.ProcessGroup | None:
-    """Returns a group of all ranks for one thread beside the training's; None on one process.
+    """Returns a group of all ranks' hosts for one thread, or purpose, of its own; None on one process.
 
     It lives on the CPU; its calls raise where a rank is missing after `seconds`. Every rank must call.
     """

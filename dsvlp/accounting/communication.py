@@ -17,6 +17,8 @@ from dsvlp.accounting.layout import Layout
 from dsvlp.accounting.memory import FP32
 from dsvlp.recipe import Recipe
 
+BF16 = 2
+
 
 @dataclass(frozen=True)
 class Network:
@@ -88,18 +90,19 @@ def traffic(recipe: Recipe, layout: Layout, world: int, pairs: int, accumulation
 
 
 def _features(recipe: Recipe, world: int, pairs: int, accumulation: int) -> float:
-    """Returns the buffers of ITC's features: gathered forth, summed back, and gathered for the queue."""
+    """Returns the buffers of ITC's features: gathered forth, scattered back, and gathered for the queue."""
     itc = recipe.objectives.itc
     if itc is None:
         return 0.0
     vectors = FP32 * world * pairs * accumulation * 2 * recipe.model.text.width
-    contrast = 3 * vectors if recipe.batch.contrastive_pairs is not None else 0.0
+    contrast = 2 * vectors if recipe.batch.contrastive_pairs is not None else 0.0
     return contrast + (vectors if itc.queue else 0.0)
 
 
 def _prefixes(recipe: Recipe, world: int, pairs: int, accumulation: int) -> float:
-    """Returns the buffers of gathered prefixes: one gather forth, one sum back a micro-batch."""
+    """Returns the buffers of gathered prefixes: forth in the step's precision, back in fp32."""
     itm = recipe.objectives.itm
     if itm is None or itm.negatives != "gathered":
         return 0.0
-    return 3.0 * FP32 * world * pairs * accumulation * prefix_numbers(recipe)
+    forth = BF16 if recipe.engine.precision == "bf16" else FP32
+    return float(forth + FP32) * world * pairs * accumulation * prefix_numbers(recipe)

@@ -16,28 +16,18 @@ from dsvlp.data.bench_loader import Rate
 from dsvlp.data.dataset import Dataset
 from dsvlp.engine.bench_figures import Figure
 from dsvlp.engine.bench_result import result
-from dsvlp.reports import bench as reports
 
 _LIBRARIES = ("torchvision", "torchcodec", "nvidia-nvimgcodec-cu12", "nvidia-nvimgcodec-cu13", "simplejpeg")
 _SIZE = ((640, 480),)
 _LONG = {"decode": "decode alone", "pixels": "decode, crop, resize, normalise"}
-_path = click.Path(path_type=Path)
-_count = click.IntRange(min=1)
 
 
 @click.command()
-@click.option("--data", type=_path, help="Measure on the images of this .beton.")
-@click.option("--photographs", type=_path, help="Or on copies of this folder's JPEGs, 640x480.")
-@click.option("--seconds", default=3.0, show_default=True, help="Of each measurement.")
-@click.option("--repeats", type=_count, default=5, show_default=True, help="Measurements of each, in turns.")
-@click.option("--size", type=_count, default=384, show_default=True, help="Side of the output, pixels.")
-@click.option("--batch", type=_count, default=64, show_default=True, help="Images a micro-batch.")
+@bench_turns.image_options(seconds=3.0, repeats=5, batch=64)
 @click.option(
     "--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Threads, as data.workers."
 )
-@click.option("--images", type=_count, default=512, show_default=True, help="How many different images.")
-@bench_turns.out_option
-@bench_turns.compare_option
+@bench_turns.result_options
 def command(
     data: Path | None,
     photographs: Path | None,
@@ -54,20 +44,15 @@ def command(
 
     Every backend that works here: the CPU's, and those of `data.decoder` where there is a GPU.
     """
-    if (data is None) == (photographs is None):
-        raise click.UsageError("give either --data X.beton or --photographs FOLDER")
-    saved = reports.read(compare, "decode") if compare is not None else None
-    bench_turns.ready(out)
+    source = bench_turns.source(data, photographs)
+    saved = bench_turns.begin("decode", out, compare)
     setting = bench.Setting(images, size, batch, workers, seconds)
     working, absent = bench.backends(dist.device())
     for name, why in absent.items():
         click.echo(f"{name}: {why}")
     rates: dict[tuple[str, str], list[Rate]] = {(name, work): [] for name in working for work in bench.WORKS}
     with tempfile.TemporaryDirectory() as folder:
-        beton = data
-        if photographs is not None:
-            beton = bench_loader.prepare(photographs, Path(folder), images, _SIZE)
-        assert beton is not None
+        beton = data or bench_loader.prepare(source, Path(folder), images, _SIZE)
         jobs = bench.batches(Dataset.open(beton, verify="quick"), setting)
         for _ in range(repeats):
             for (name, work), found in rates.items():
@@ -81,8 +66,7 @@ def command(
                 f"{title}, of a CPU-second", "images/CPU-s", [rate.images_per_cpu_second for rate in found]
             )
         )
-    source = (data or photographs or Path()).name
-    about = {"source": source, **vars(setting), "repeats": repeats, "threads": torch.get_num_threads()}
+    about = {"source": source.name, **vars(setting), "repeats": repeats, "threads": torch.get_num_threads()}
     made = result("decode", figures, about, dist.device(), _LIBRARIES)
     click.echo("")
     bench_turns.finish(made, out, saved)

@@ -12,21 +12,16 @@ from dsvlp.cli import bench_turns
 from dsvlp.cli.bench_turns import Variant
 from dsvlp.errors import RecipeError
 from dsvlp.launch import local
-from dsvlp.reports import bench as reports
-
-_count = click.IntRange(min=1)
 
 
 @click.command()
-@click.argument("name", metavar="RECIPE")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--batch", "batches", type=_count, multiple=True, default=(1, 64), show_default=True)
+@bench_turns.recipe_arguments
+@click.option("--batch", "batches", type=bench_turns.count, multiple=True, default=(1, 64), show_default=True)
 @click.option("--seconds", default=2.0, show_default=True, help="Of each measurement, at least one call.")
-@click.option("--repeats", type=_count, default=5, show_default=True, help="Measurements.")
-@click.option("--text-tokens", type=_count, help="Real tokens of a text; by default the longest.")
+@click.option("--repeats", type=bench_turns.count, default=5, show_default=True, help="Measurements.")
+@click.option("--text-tokens", type=bench_turns.count, help="Real tokens of a text; by default the longest.")
 @bench_turns.against_option
-@bench_turns.out_option
-@bench_turns.compare_option
+@bench_turns.result_options
 def command(
     name: str,
     overrides: tuple[str, ...],
@@ -49,8 +44,7 @@ def command(
     resolved = [recipe.load(first, rest) for first, *rest in variants]
     for one in resolved:
         _check(one, text_tokens)
-    saved = reports.read(compare, "inference") if compare is not None else None
-    bench_turns.ready(out)
+    saved = bench_turns.begin("inference", out, compare)
     if against:
         given = [text for size in batches for text in ("--batch", str(size))]
         given += ["--seconds", str(seconds), "--repeats", "1"]

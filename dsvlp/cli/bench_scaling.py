@@ -15,20 +15,13 @@ from dsvlp.cli.bench_turns import Variant
 from dsvlp.engine import bench_scaling as bench
 from dsvlp.engine.bench_scaling import Place
 from dsvlp.launch import local
-from dsvlp.reports import bench as reports
-
-_count = click.IntRange(min=1)
 
 
 @click.command()
-@click.argument("name", metavar="RECIPE")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--nproc", type=_count, help="Most processes; by default one a GPU, or one a core.")
-@click.option("--steps", type=_count, default=5, show_default=True, help="Optimizer steps of a measurement.")
-@click.option("--warmup", type=_count, default=2, show_default=True, help="Steps before it, not counted.")
-@click.option("--repeats", type=_count, default=3, show_default=True, help="Turns of all measurements.")
-@bench_turns.out_option
-@bench_turns.compare_option
+@bench_turns.recipe_arguments
+@click.option("--nproc", type=bench_turns.count, help="Most processes; by default one a GPU, or one a core.")
+@bench_turns.step_options(steps=5, warmup=2, repeats=3)
+@bench_turns.result_options
 def command(
     name: str,
     overrides: tuple[str, ...],
@@ -53,8 +46,7 @@ def command(
     }
     for (_, count), (first, *rest) in variants.items():
         recipe.accumulation(recipe.load(first, rest), count)
-    saved = reports.read(compare, "scaling") if compare is not None else None
-    bench_turns.ready(out)
+    saved = bench_turns.begin("scaling", out, compare)
     environment = {"OMP_NUM_THREADS": str(max(1, cores // most)), **os.environ}
     results = _turns(variants, lengths, environment)
     if isinstance(results, int):

@@ -13,28 +13,19 @@ from dsvlp import recipe
 from dsvlp.cli import bench_turns
 from dsvlp.cli.bench_turns import Variant
 from dsvlp.launch import local
-from dsvlp.reports import bench as reports
-
-_count = click.IntRange(min=1)
 
 
 @click.command()
-@click.argument("name", metavar="RECIPE")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--nproc", type=_count, help="Processes; by default one a GPU, or one.")
-@click.option("--steps", type=_count, default=10, show_default=True, help="Optimizer steps of a repeat.")
-@click.option(
-    "--warmup", type=_count, default=3, show_default=True, help="Steps before the first repeat, not counted."
-)
-@click.option("--repeats", type=_count, default=5, show_default=True, help="Measurements.")
+@bench_turns.recipe_arguments
+@click.option("--nproc", type=bench_turns.count, help="Processes; by default one a GPU, or one.")
+@bench_turns.step_options(steps=10, warmup=3, repeats=5)
 @click.option(
     "--update/--no-update", default=True, help="Without: forward and backward alone, no optimizer, no ZeRO."
 )
 @click.option("--count-flops", is_flag=True, help="Also count the FLOPs that a step executes.")
 @click.option("--parts", is_flag=True, help="Also tell where the time goes, part by part beside its floor.")
 @bench_turns.against_option
-@bench_turns.out_option
-@bench_turns.compare_option
+@bench_turns.result_options
 def command(
     name: str,
     overrides: tuple[str, ...],
@@ -57,8 +48,7 @@ def command(
         )
     variants = [(name, *overrides), *(bench_turns.variant(name, overrides, text) for text in against)]
     resolved = [recipe.load(first, rest) for first, *rest in variants]
-    saved = reports.read(compare, "step") if compare is not None else None
-    bench_turns.ready(out)
+    saved = bench_turns.begin("step", out, compare)
     processes = nproc or local.default_processes()
     if not launched:
         for one in resolved:

@@ -1,4 +1,4 @@
-"""What the benches share on the command line: where a result goes, and variants that take turns."""
+"""What the benches share on the command line: options, where a result goes, variants that take turns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,64 @@ from dsvlp.engine.bench_figures import FORMAT, joined
 from dsvlp.launch import local
 from dsvlp.reports import bench as reports
 
-_path = click.Path(path_type=Path, dir_okay=False)
+_path = click.Path(path_type=Path)
+_file = click.Path(path_type=Path, dir_okay=False)
 
 Variant = tuple[str, ...]
 """A recipe's name and its overrides, as on the command line."""
 
-out_option = click.option("--json", "out", type=_path, help="Write the result to this file.")
-compare_option = click.option("--compare", type=_path, help="Print the ratio to this saved result.")
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+count = click.IntRange(min=1)
+
+
+def options(*each: Decorator) -> Decorator:
+    """Returns one decorator of several options, in the order in which `--help` shows them."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(each):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+recipe_arguments = options(
+    click.argument("name", metavar="RECIPE"),
+    click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]..."),
+)
+result_options = options(
+    click.option("--json", "out", type=_file, help="Write the result to this file."),
+    click.option("--compare", type=_file, help="Print the ratio to this saved result."),
+)
+
+
+def step_options(steps: int, warmup: int, repeats: int) -> Decorator:
+    """Returns the options of how many steps are measured, with these defaults."""
+    return options(
+        click.option("--steps", type=count, default=steps, show_default=True, help="Steps of a measurement."),
+        click.option(
+            "--warmup", type=count, default=warmup, show_default=True, help="Not counted before it."
+        ),
+        click.option("--repeats", type=count, default=repeats, show_default=True, help="Measurements."),
+    )
+
+
+def image_options(seconds: float, repeats: int, batch: int) -> Decorator:
+    """Returns the options of which images are measured and for how long, with these defaults."""
+    return options(
+        click.option("--data", type=_path, help="Measure on the images of this .beton."),
+        click.option("--photographs", type=_path, help="Or on copies of this folder's JPEGs."),
+        click.option("--seconds", default=seconds, show_default=True, help="Of each measurement."),
+        click.option("--repeats", type=count, default=repeats, show_default=True, help="Turns of all."),
+        click.option(
+            "--size", type=count, default=384, show_default=True, help="Side of the output, pixels."
+        ),
+        click.option("--batch", type=count, default=batch, show_default=True, help="Images a batch."),
+        click.option("--images", type=count, default=512, show_default=True, help="How many different ones."),
+    )
+
+
 against_option = click.option(
     "--against",
     multiple=True,
@@ -85,10 +136,24 @@ def finish_variants(bench: str, results: dict[str, dict[str, Any]], out: Path | 
     _write({"format": FORMAT, "bench": bench, "variants": results}, out)
 
 
-def ready(out: Path | None) -> None:
-    """Makes the folder of `--json`, so that it is not found missing after an hour."""
+def begin(bench: str, out: Path | None, compare: Path | None) -> dict[str, Any] | None:
+    """Returns the saved result of `--compare`, and makes the folder of `--json`: neither fails after an hour.
+
+    Raises:
+        RunError: there is no result of this bench in the file.
+    """
+    saved = reports.read(compare, bench) if compare is not None else None
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
+    return saved
+
+
+def source(data: Path | None, photographs: Path | None) -> Path:
+    """Returns which of the two is given; `UsageError` where it is not exactly one."""
+    given = [path for path in (data, photographs) if path is not None]
+    if len(given) != 1:
+        raise click.UsageError("give either --data X.beton or --photographs FOLDER")
+    return given[0]
 
 
 def _write(value: dict[str, Any], out: Path | None) -> None:

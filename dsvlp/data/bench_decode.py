@@ -8,7 +8,7 @@ begun while this one is finished. Every backend in turns, the same images in the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
@@ -22,6 +22,7 @@ from dsvlp.data.dataset import Dataset
 from dsvlp.data.decode import BadImage, Decoder, DeviceDecoder
 from dsvlp.data.decoders.open import BACKENDS, open_decoder
 from dsvlp.data.device_studio import make_studio
+from dsvlp.data.lane import Lane
 from dsvlp.data.pictures import Job
 from dsvlp.data.rows import RowReader
 from dsvlp.errors import DataError, DsvlpError
@@ -94,13 +95,13 @@ def measure(decoder: Decoder | DeviceDecoder, work: str, jobs: Sequence[list[Job
     device = decoder.device if isinstance(decoder, DeviceDecoder) else torch.device("cpu")
     if work == "decode":
         return _rate(_decoded(decoder, jobs), setting, device)
-    studio = make_studio(decoder, setting.size, setting.workers, Annotations(None, None))
+    studio = make_studio(decoder, setting.workers, Annotations(None, None))
     try:
 
         def made() -> Iterator[None]:
             before = None
             for batch in cycle(jobs):
-                out = studio.blank(len(batch))
+                out = studio.blank(len(batch), (setting.size, setting.size))
                 begun = studio.start(batch, out)
                 if before is not None:
                     _check(studio.finish(*before))
@@ -114,14 +115,26 @@ def measure(decoder: Decoder | DeviceDecoder, work: str, jobs: Sequence[list[Job
 
 def _decoded(decoder: Decoder | DeviceDecoder, jobs: Sequence[list[Job]]) -> Iterator[None]:
     """Decodes a micro-batch at each turn."""
-    decode: Callable[[list[Job]], object]
     if isinstance(decoder, DeviceDecoder):
-        bytes_of = {id(job): torch.from_numpy(job.row.jpeg.copy()) for batch in jobs for job in batch}
-        decode = lambda batch: decoder.decode([bytes_of[id(job)] for job in batch])  # noqa: E731
+        yield from _decoded_on(decoder, jobs)
     else:
-        decode = lambda batch: _check(decoder.decode([job.request() for job in batch]))  # noqa: E731
-    for batch in cycle(jobs):
-        decode(batch)
+        for batch in cycle(jobs):
+            _check(decoder.decode([job.request() for job in batch]))
+            yield
+
+
+def _decoded_on(decoder: DeviceDecoder, jobs: Sequence[list[Job]]) -> Iterator[None]:
+    """Decodes on a lane, and waits before each call for what may still use memory that was given back: as
+    the loader does."""
+    lane = Lane(decoder.device)
+    jpegs = [[torch.from_numpy(job.row.jpeg.copy()) for job in batch] for batch in jobs]
+    for batch, bytes_of_batch in cycle(zip(jobs, jpegs, strict=True)):
+        with lane.open():
+            lane.settle()
+            pixels = decoder.decode(bytes_of_batch)
+        for job, image in zip(batch, pixels, strict=True):
+            if image is None:
+                _check([BadImage(f"{job.name}: {decoder.name} refuses it")])
         yield
 
 

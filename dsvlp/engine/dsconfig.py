@@ -111,6 +111,44 @@ def load_layout(name: str) -> dict[str, Any]:
     return layout  # type: ignore[no-any-return]
 
 
+def layout_of(recipe: Recipe) -> dict[str, Any]:
+    """Returns the checked layout of a recipe.
+
+    Raises:
+        RecipeError: a wrong layout, or one that does not go with `engine.compile`.
+    """
+    name = recipe.engine.zero
+    layout = load_layout(name)
+    if recipe.engine.compile:
+        check_compile(layout, name)
+    return layout
+
+
+def check_compile(layout: dict[str, Any], name: str) -> None:
+    """Raises `RecipeError` where a checked layout does not go with compiled blocks.
+
+    A compiled backward hands over gradients on several streams; with `overlap_comm` DeepSpeed's reduction
+    waited for one of them, and the loss was NaN from the first step (DeepSpeed issue 8061, stages 1 and 2).
+    0.19.8 waits for all streams that fill a bucket (pull 8080), though not for that of a parameter larger
+    than a bucket; until the pair was seen to work on a GPU it stays refused.
+    """
+    if stage(layout) == 3:
+        raise RecipeError(
+            f"engine.compile = true with engine.zero = {name!r}: in stage 3 hooks of the modules inside a "
+            f"block gather its parameters, and a compiled block calls none",
+            "stage 0, 1 or 2",
+            "Set engine.zero=zero1, or engine.compile=false",
+        )
+    if layout["zero_optimization"].get("overlap_comm", False):
+        raise RecipeError(
+            f"engine.compile = true, and the layout {name!r} sets overlap_comm = true: the reduction may "
+            f"read gradients before they are written (DeepSpeed issue 8061: NaN from the first step)",
+            "overlap_comm = false under compiled blocks",
+            f"Set engine.zero=zero1, or overlap_comm to false in ds_configs/{name}.json, or "
+            f"engine.compile=false",
+        )
+
+
 def check_layout(layout: Any, where: str) -> None:
     """Raises `RecipeError` where a layout sets what it does not own or what cannot be resumed."""
     if not isinstance(layout, dict) or not isinstance(layout.get("zero_optimization"), dict):
@@ -181,7 +219,8 @@ def deepspeed_config(recipe: Recipe, *, accumulation: int, world: int) -> dict[s
         world: number of processes.
 
     Raises:
-        RecipeError: a wrong layout, or micro-batch x accumulation x world is not the global batch.
+        RecipeError: a wrong layout or one not for `engine.compile`, or micro-batch x accumulation x world is
+            not the global batch.
     """
     batch, micro = recipe.batch, micro_pairs(recipe, world)
     if micro * accumulation * world != batch.global_pairs:
@@ -191,7 +230,7 @@ def deepspeed_config(recipe: Recipe, *, accumulation: int, world: int) -> dict[s
             f"batch.global_pairs {batch.global_pairs}",
             "Change the number of processes or the micro-batch",
         )
-    layout = load_layout(recipe.engine.zero)
+    layout = layout_of(recipe)
     config: dict[str, Any] = {
         **layout,
         "train_batch_size": batch.global_pairs,

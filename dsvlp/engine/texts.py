@@ -3,28 +3,46 @@
 Nothing else changes: masks hide padding from every other token, and draws belong to keys and places. With
 dropout, whose masks are drawn for the whole tensor, other tokens are dropped than without the cut.
 
-Legend: T texts, L tokens.
+Legend: T texts, F fetched texts, L tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
-from dsvlp.types import Batch
+from dsvlp.types import Batch, Fetched
 
 MULTIPLE = 8  # of tokens: few lengths for a compiler, whole tiles for a GPU
+_FIELDS = ("text_ids", "text_mask", "special_mask")
 
 
-def shortened(batch: Batch) -> Batch:
-    """Returns a micro-batch whose texts end where its longest does, rounded up to a multiple of 8 tokens.
+def shortened(batches: list[Batch], agree: Callable[[list[int]], list[int]] = list) -> list[Batch]:
+    """Returns a step's micro-batches, their texts cut to each one's longest, a multiple of 8 tokens.
 
     Args:
-        batch: on the CPU, so that nothing waits for a device; without fetched texts.
+        batches: on the CPU, so that nothing waits for a device; their own and fetched texts of one length.
+        agree: what makes of the lengths those of all ranks, where they read each other's texts.
     """
-    assert batch.fetched is None, "fetched texts have the full length"
-    longest = int(batch.text_mask.any(0).sum())
-    length = -(-longest // MULTIPLE) * MULTIPLE
+    return [
+        cut(batch, length) for batch, length in zip(batches, agree([*map(longest, batches)]), strict=True)
+    ]
+
+
+def longest(batch: Batch) -> int:
+    """Returns the tokens of a micro-batch's longest text, own or fetched, rounded up to a multiple of 8."""
+    masks = [batch.text_mask] if batch.fetched is None else [batch.text_mask, batch.fetched.text_mask]
+    return -(-max(int(mask.any(0).sum()) for mask in masks) // MULTIPLE) * MULTIPLE
+
+
+def cut(batch: Batch, length: int) -> Batch:
+    """Returns a micro-batch with its own and fetched texts' first `length` tokens, [T, L] and [F, L]."""
     if length >= batch.text_ids.shape[1]:
         return batch
-    cut = {name: getattr(batch, name)[:, :length] for name in ("text_ids", "text_mask", "special_mask")}
-    return replace(batch, **{name: tensor.contiguous() for name, tensor in cut.items()})
+    fetched = batch.fetched and replace(batch.fetched, **_first(batch.fetched, length))
+    return replace(batch, **_first(batch, length), fetched=fetched)
+
+
+def _first(texts: Batch | Fetched, length: int) -> dict[str, Any]:
+    return {name: getattr(texts, name)[:, :length].contiguous() for name in _FIELDS}

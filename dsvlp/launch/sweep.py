@@ -74,25 +74,15 @@ def submit(
     if over_budget == "refuse":
         budget.check(len(resolved), resources, 0.0, budget_gpu_hours)
     preflight.make_folder(folder)
-    sweep = Sweep(
-        folder,
-        name,
-        resources,
-        [
-            Member(index, dict(values), f"{index:03d}-{config.digest(recipe)}")
-            for index, (values, recipe) in enumerate(zip(chosen, resolved, strict=True))
-        ],
-        at_once,
-        max_restarts,
-        budget_gpu_hours,
-        snapshot.take(folder / "code").name,
-        str(Path.cwd()),
-        sorted({str(path) for recipe in resolved for path in data_folders(recipe)}),
-    )
-    for member, recipe in zip(sweep.members, resolved, strict=True):
+    code = snapshot.take(folder / "code").name
+    mounts = sorted({str(path) for recipe in resolved for path in data_folders(recipe)})
+    named = _members(chosen, resolved)
+    limits = (at_once, max_restarts, budget_gpu_hours)
+    sweep = Sweep(folder, name, resources, named, *limits, code, str(Path.cwd()), mounts)
+    for member, recipe in zip(named, resolved, strict=True):
         preflight.make_folder(sweep.run(member))
         write_json(sweep.run(member) / "recipe.json", config.dump(recipe))
-    return _start(sweep, sweep.members)
+    return _start(sweep, named)
 
 
 def retry(folder: Path, budget_gpu_hours: float | None = None) -> Sweep:
@@ -143,6 +133,14 @@ def resolve(name: str, overrides: Sequence[str], chosen: Sequence[members.Member
             )
         out.append(recipe)
     return out
+
+
+def _members(chosen: Sequence[members.Member], resolved: Sequence[Recipe]) -> list[Member]:
+    """Returns the members under names that tell number and recipe."""
+    return [
+        Member(index, dict(values), f"{index:03d}-{config.digest(recipe)}")
+        for index, (values, recipe) in enumerate(zip(chosen, resolved, strict=True))
+    ]
 
 
 def _start(sweep: Sweep, chosen: Sequence[Member]) -> Sweep:

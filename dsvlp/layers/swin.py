@@ -1,4 +1,4 @@
-"""timm's Swin blocks: their window attention in one fused call, and the block with a cross-attention inside.
+"""timm's Swin blocks: window attention in one fused call, drop path, the block with a cross-attention inside.
 
 Legend: B images, W windows of an image, H heads, n cells of a window, N = h * w cells, C width of the stage,
 L text tokens, D text width.
@@ -10,7 +10,7 @@ import dsvlp.vision  # noqa: F401  # isort: skip
 import torch
 import torch.nn.functional as F
 from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
-from torch import Tensor
+from torch import Tensor, nn
 
 from dsvlp.layers.gated import GatedCrossAttention
 
@@ -39,6 +39,29 @@ class MaskedWindowAttention(WindowAttention):
         mixed = mixed.unflatten(1, (windows, self.num_heads)).transpose(2, 3)  # [B, W, n, H, C / H]
         out: Tensor = self.proj(mixed.reshape(x.shape))
         return out
+
+
+class DropPath(nn.Module):
+    """Drops a branch of whole rows in training, as timm's, whose rate is a number of Python.
+
+    Here it is a tensor: rates rise from block to block, and one compiled graph serves them all.
+
+    Args:
+        rate: share of rows that lose the branch; the others' is scaled up.
+    """
+
+    keep: Tensor
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.register_buffer("keep", torch.tensor(1.0 - rate), persistent=False)
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """Returns the branch [B, ...], zero where it is dropped."""
+        if not self.training:
+            return branch
+        uniform = torch.rand(len(branch), *[1] * (branch.ndim - 1), device=branch.device)
+        return branch * ((uniform < self.keep) / self.keep).to(branch.dtype)
 
 
 def _fused_is_slower(query: Tensor) -> bool:

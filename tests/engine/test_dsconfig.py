@@ -13,8 +13,8 @@ from dsvlp.errors import RecipeError
 LAYOUTS = ("zero0", "zero1", "zero2", "zero3", "zero3_offload")
 
 
-def recipe(**engine: str) -> recipes.Recipe:
-    return recipes.load("tiny_svl", [f"engine.{key}={value}" for key, value in engine.items()])
+def recipe(**engine: str | bool) -> recipes.Recipe:
+    return recipes.load("tiny_svl", [f"engine.{key}={str(value).lower()}" for key, value in engine.items()])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -86,3 +86,26 @@ def test_a_layout_that_is_not_json_is_named(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(dsconfig, "_PACKAGE", tmp_path)
     with pytest.raises(RecipeError, match=r"zero1\.json is not JSON"):
         dsconfig.load_layout("zero1")
+
+
+@pytest.mark.parametrize("layout", ["zero0", "zero1"])
+def test_compiled_blocks_go_with_a_layout_that_does_not_overlap(layout: str) -> None:
+    assert dsconfig.layout_of(recipe(zero=layout, compile=True)) == dsconfig.load_layout(layout)
+
+
+def test_compiled_blocks_with_overlap_comm_are_refused_with_both_keys_and_the_fix() -> None:
+    with pytest.raises(
+        RecipeError, match=r"engine\.compile = true.*'zero2' sets overlap_comm = true"
+    ) as caught:
+        dsconfig.deepspeed_config(recipe(zero="zero2", compile=True), accumulation=1, world=2)
+    assert "engine.zero=zero1" in str(caught.value) and "ds_configs/zero2.json" in str(caught.value)
+    apart = {
+        "zero_optimization": {**dsconfig.load_layout("zero2")["zero_optimization"], "overlap_comm": False}
+    }
+    dsconfig.check_compile(apart, "zero2")
+
+
+@pytest.mark.parametrize("layout", ["zero3", "zero3_offload"])
+def test_compiled_blocks_under_stage_3_are_refused(layout: str) -> None:
+    with pytest.raises(RecipeError, match=rf"engine\.compile = true with engine\.zero = '{layout}'"):
+        dsconfig.layout_of(recipe(zero=layout, compile=True))

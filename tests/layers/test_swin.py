@@ -1,11 +1,11 @@
-"""Window attention takes the faster of two forms; both give the same."""
+"""Window attention takes the faster of two forms, both give the same; drop path is timm's in law."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from dsvlp.layers import swin
-from dsvlp.layers.swin import MaskedWindowAttention
+from dsvlp.layers.swin import DropPath, MaskedWindowAttention
 
 
 def attention() -> MaskedWindowAttention:
@@ -49,3 +49,14 @@ def test_the_plain_form_is_taken_on_a_cpu_in_bf16_with_gradients_alone(monkeypat
     full = made(windows)
     assert len(calls) == 2
     assert (low - full).abs().max() < 0.02 * full.abs().max()  # bf16 has 8 bits
+
+
+def test_drop_path_drops_whole_rows_at_its_rate_and_keeps_the_mean():
+    torch.manual_seed(0)
+    drop, branch = DropPath(0.25), torch.rand(4000, 2, 3) + 1
+    out = drop(branch)
+    kept = out.flatten(1).any(1)
+    assert torch.allclose(out[kept], branch[kept] / 0.75) and not out[~kept].any()
+    assert 0.72 < kept.float().mean() < 0.78
+    assert drop.eval()(branch) is branch
+    assert not drop.state_dict(), "the rate is the recipe's"

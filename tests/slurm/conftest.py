@@ -14,28 +14,13 @@ from pathlib import Path
 import pytest
 
 from dsvlp import slurm
+from tests import small
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tools" / "mini_slurm.sh"
 LEFT_ALONE = ("SLURM", "SBATCH", "SACCT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "DSVLP_")
 
-SMALL = [
-    "model.image_size=32",
-    "model.image.layers=1",
-    "model.image.width=32",
-    "model.text.layers=1",
-    "model.text.width=32",
-    "model.text.feed_forward=64",
-    "model.cross_layers=1",
-    "data.synthetic.images=48",
-    "data.synthetic.image_size=64",
-    "data.workers=1",
-    "batch.global_pairs=16",
-    "batch.micro_pairs=8",
-    "watch.log_every_steps=1",
-    "watch.validation_pairs=40",
-    "engine.watchdog_seconds=200",
-]
+SMALL = [*small.SVL, "batch.micro_pairs=8"]
 
 
 class Cluster:
