@@ -8,7 +8,7 @@ How the systems and tasks to come use `Batch` (nothing here is particular to SVL
 * **FIBER** reads the same batch through two views (`clean`, `masked`); its hard negatives are more
   (image, text) rows, of the batch and of what was `fetched` for it.
 * **Pixel-BERT** batches are padded: `image_mask` says which pixels are picture.
-* **SemVLP** has `features` in place of `images`; `image_mask` is then over objects.
+* **SemVLP** has rows of objects in place of pixels: `images` [I, N, F + 4], `image_mask` [I, N].
 * **VQA, GQA**: `texts` are questions, `labels` [P, answers] soft targets. **VCR**: four `pairs` that
   name one image, `labels` [P/4]. **NLVR2**: two successive `pairs` share one text, `labels` [P/2].
 * **Captioning** reads `text_ids` causally. **Detection, grounding**: `boxes` per image, `labels`
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 # Mean and deviation of red, green, blue in [0, 1], by which every image of a `Batch` is normalised.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+
+
+Mode = Literal["single", "two", "halves"]
+"""How SemVLP's shared transformer reads the pairs of a micro-batch: all as one stream, all as two, or
+those at even places as one and those at odd places as two."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,9 @@ class Batch:
     """One micro-batch on the device. Every tensor's first size is I, T or P.
 
     Attributes:
-        images: float32 [I, 3, H, W], normalised with ImageNet's mean and deviation.
+        images: float32 [I, 3, H, W], normalised with ImageNet's mean and deviation; for a model of objects
+            float16 [I, N, F + 4], an object's region feature and its box (left, top, right, bottom, as shares
+            of the image).
         text_ids: int64 [T, L], padded with the tokenizer's padding id.
         text_mask: bool [T, L], True at real tokens ([CLS] and [SEP] among them).
         special_mask: bool [T, L], True at [CLS], [SEP] and padding: never masked out by MLM.
@@ -131,17 +138,23 @@ class Batch:
             of the last evaluation batch.
         image_keys: int64 [I], 64-bit hash of (seed, epoch, image id, the sample or group that brought it).
         pair_keys: int64 [P], 64-bit hash of (seed, epoch, sample id).
-        image_mask: bool [I, H, W], True where there is picture; None where every pixel is.
+        image_mask: bool [I, H, W], True where there is picture; bool [I, N], True at objects; None where
+            everything is.
         segmentation: int64 [I, H, W] contiguous class ids, -1 to ignore; None where no objective asks.
         boxes_cxcywh: float32 [I, K, 4] relative to the crop; padded; None where no objective asks.
         box_labels: int64 [I, K], -1 at padding and at boxes that the crop removed.
         mismatched: bool [P], True where ITM's prepare put another image's text into this view; None while
             every pair of the view is a true one.
-        labels: the task's labels, see the module's docstring.
+        labels: the task's labels, see the module's docstring; in pre-training int64 [P], the class of the
+            pair's own answer, -1 where it has none; None where no objective asks.
         samples: int64 [P] ids in the data set's sample index: names for messages and scores, never
             used in arithmetic.
         rows: int64 [I] image rows in the data set.
         fetched: past pairs' images and texts, for ITM's negatives; None where no objective asks.
+        object_labels: int64 [I, N] contiguous classes that the detector gave, -1 where there is none; None
+            where there are no objects.
+        object_confidences: float32 [I, N] of the detector, in [0, 1]; None where there are no objects.
+        mode: how a model of two readings takes these pairs, the same on all ranks; None: as in inference.
     """
 
     images: "Tensor"
@@ -163,13 +176,16 @@ class Batch:
     samples: "Tensor | None" = None
     rows: "Tensor | None" = None
     fetched: "Fetched | None" = None
+    object_labels: "Tensor | None" = None
+    object_confidences: "Tensor | None" = None
+    mode: Mode | None = None
 
     def to(self, device: "torch.device") -> "Batch":
         """Returns the batch with every tensor on `device`; the copy does not wait for the host."""
         moved = {
             f.name: getattr(self, f.name).to(device, non_blocking=True)
             for f in fields(self)
-            if getattr(self, f.name) is not None
+            if getattr(self, f.name) is not None and f.name != "mode"
         }
         return replace(self, **moved)
 
@@ -252,6 +268,9 @@ class LabelTable:
         return cls(value["name"], tuple(value["ids"]), tuple(value["names"]), value["ignore"])
 
 
+_TABLES = ("segmentation", "boxes", "objects", "answers")
+
+
 @dataclass(frozen=True)
 class DataFacts:
     """What a system must know of its data before it is built. Saved with every checkpoint and export.
@@ -261,6 +280,9 @@ class DataFacts:
         pad_id, cls_id, sep_id, mask_id: the tokenizer's special ids.
         segmentation: the map's label table, None where the data has no maps.
         boxes: the boxes' label table, None where the data has none.
+        objects: the label table of region features' classes, None where the data has none.
+        feature_width: F of the region features, 0 where the data has none.
+        answers: the answers of questions as classes, None where the data has none.
     """
 
     vocabulary: int
@@ -270,10 +292,13 @@ class DataFacts:
     mask_id: int
     segmentation: LabelTable | None = None
     boxes: LabelTable | None = None
+    objects: LabelTable | None = None
+    feature_width: int = 0
+    answers: LabelTable | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the facts as JSON; `from_json` reads them back."""
-        tables = {name: getattr(self, name) for name in ("segmentation", "boxes")}
+        tables = {name: getattr(self, name) for name in _TABLES}
         out: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in tables}
         return out | {name: table and table.to_json() for name, table in tables.items()}
 
@@ -281,6 +306,6 @@ class DataFacts:
     def from_json(cls, value: dict[str, Any]) -> "DataFacts":
         """Returns the facts that `to_json` wrote."""
         tables = {
-            name: value[name] and LabelTable.from_json(value[name]) for name in ("segmentation", "boxes")
+            name: value[name] and LabelTable.from_json(value[name]) for name in _TABLES if name in value
         }
         return cls(**{**value, **tables})

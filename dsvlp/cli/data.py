@@ -1,4 +1,4 @@
-"""`dsvlp data`: write, check and show data sets, train a vocabulary, draw the synthetic world.
+"""`dsvlp data`: write, check and show data sets, make features, train a vocabulary, draw a world.
 
 The libraries of a verb are imported when it runs: FFCV and torch take seconds.
 """
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dsvlp.cli.data_features import command as features
+
 if TYPE_CHECKING:
     from dsvlp.data.manifest import Manifest
     from dsvlp.data.readers.base import Reader
@@ -22,6 +24,9 @@ COUNT = click.IntRange(min=1)
 @click.group()
 def command() -> None:
     """Write, check, show or draw data sets."""
+
+
+command.add_command(features, "features")
 
 
 @command.group()
@@ -39,12 +44,22 @@ def _writing(function: Callable[..., Reader]) -> Callable[..., None]:
         max_missing: float,
         max_pixels: int,
         force: bool,
+        answers: Path | None,
+        answer_count: int,
         **options: Any,
     ) -> None:
         from dsvlp.data.writer import Options
         from dsvlp.data.writer import write as write_data
 
-        settings = Options(processes, rows_per_shard, max_missing, max_pixels, force)
+        settings = Options(
+            processes,
+            rows_per_shard,
+            max_missing,
+            max_pixels,
+            force,
+            answers=answers,
+            answer_count=answer_count,
+        )
         _summary(out, write_data(function(**options), out, settings))
 
     run.__doc__ = function.__doc__
@@ -71,6 +86,16 @@ def _writing(function: Callable[..., Reader]) -> Callable[..., None]:
             "--max-pixels", type=COUNT, default=1 << 26, show_default=True, help="Most pixels of an image."
         ),
         click.option("--force", is_flag=True, help="Replace a data set of this name."),
+        click.option(
+            "--answers", type=FILE, help="The answer table: a JSON list, or a data set that shares its own."
+        ),
+        click.option(
+            "--answer-count",
+            type=COUNT,
+            default=9,
+            show_default=True,
+            help="Without --answers: questions that must give an answer for it to be a class.",
+        ),
     ]
     for decorate in reversed(decorators):
         run = decorate(run)
@@ -81,11 +106,15 @@ def _writing(function: Callable[..., Reader]) -> Callable[..., None]:
 
 
 def _summary(out: Path, manifest: Manifest) -> None:
+    from dsvlp.data.answers import table_beside
+
     size = sum(record.bytes for record in manifest.files.values())
     click.echo(
         f"{out}: {manifest.images} images ({manifest.boxes_images} with boxes, {manifest.maps} with maps), "
         f"{manifest.samples} samples, {len(manifest.shard_rows)} shards, {size / 1e6:.1f} MB"
     )
+    if (answers := table_beside(out, manifest)) is not None:
+        click.echo(f"answers: {len(answers.names)} classes, {', '.join(map(repr, answers.names[:5]))} first")
     for name, tally in (("normalised", manifest.normalised), ("skipped", manifest.skipped)):
         lines = tally.lines() or ["nothing"]
         click.echo(f"{name}: " + "\n            ".join(lines))
@@ -116,6 +145,40 @@ def nlvr(**options: Any) -> Reader:
     from dsvlp.data.readers.nlvr import read
 
     return read(**options)
+
+
+@write.command()
+@_writing
+@click.option("--questions", type=FILE, required=True, help="v2_OpenEnded_mscoco_*_questions.json")
+@click.option("--annotations", type=FILE, help="v2_mscoco_*_annotations.json; without: no answers.")
+@click.option("--images", type=FILE, required=True, help="The folder of COCO's pictures.")
+def vqa(**options: Any) -> Reader:
+    """VQA v2: questions with the answers of ten people."""
+    from dsvlp.data.readers.questions import read_vqa
+
+    return read_vqa(**options)
+
+
+@write.command()
+@_writing
+@click.option("--questions", type=FILE, required=True, help="*_balanced_questions.json")
+@click.option("--images", type=FILE, required=True, help="The folder of its pictures.")
+def gqa(**options: Any) -> Reader:
+    """GQA: questions with one answer each."""
+    from dsvlp.data.readers.questions import read_gqa
+
+    return read_gqa(**options)
+
+
+@write.command()
+@_writing
+@click.option("--questions", type=FILE, required=True, help="question_answers.json")
+@click.option("--images", type=FILE, required=True, help="The folder that holds VG_100K and VG_100K_2.")
+def vgqa(**options: Any) -> Reader:
+    """Visual Genome's questions with one answer each."""
+    from dsvlp.data.readers.questions import read_genome
+
+    return read_genome(**options)
 
 
 @write.command("csv")
@@ -193,24 +256,31 @@ def synth(out: Path, images: int, seed: int, image_size: int, max_shapes: int, s
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def demo(recipe: str, overrides: tuple[str, ...]) -> None:
     """Make the synthetic data that RECIPE trains on where it names no files, and print where they lie."""
-    from dsvlp.data.loader import cache_folder
+    from dsvlp.data.opened import cache_folder
     from dsvlp.data.synthetic import ensure_world
     from dsvlp.recipe import load
 
-    for path in ensure_world(load(recipe, overrides).data.synthetic, cache_folder()):
+    shown = load(recipe, overrides)
+    for path in ensure_world(shown.data.synthetic, cache_folder(), shown.objectives.qa is not None):
         click.echo(str(path))
 
 
 @command.command()
 @click.argument("path", type=FILE)
 @click.option("--against", type=FILE, help="Also find the images shared with this data set.")
+@click.option("--features", "regions", type=FILE, help="Also every byte of its region features.")
 @click.pass_context
-def check(ctx: click.Context, path: Path, against: Path | None) -> None:
+def check(ctx: click.Context, path: Path, against: Path | None, regions: Path | None) -> None:
     """Verify every byte, picture, box and map of PATH; exit code 1 where images are shared."""
     from dsvlp.data.check import check as check_data
     from dsvlp.data.check import shared_images
     from dsvlp.data.dataset import Dataset
+    from dsvlp.data.features.stored import Features
 
+    if regions is not None:
+        found = Features.open(regions, Dataset.open(path, "quick"), "full").manifest
+        kind = f"{found.images} x {found.objects} x {found.width} {found.dtype}"
+        click.echo(f"features         {kind}, {'; '.join(found.adjusted.lines()) or 'as they came'}")
     for key, value in vars(check_data(path)).items():
         if isinstance(value, tuple):
             click.echo(f"{key:16} {value[0]:g} to {value[2]:g}, mean {value[1]:.1f}")
@@ -235,12 +305,15 @@ def check(ctx: click.Context, path: Path, against: Path | None) -> None:
 @click.option("--out", type=FILE, required=True, help="A .png or .html file.")
 @click.option("--count", type=COUNT, default=16, show_default=True, help="Images to show.")
 @click.option("--first", default=0, show_default=True, help="The first row.")
-def show(path: Path, out: Path, count: int, first: int) -> None:
-    """Draw a contact sheet of PATH: pictures, captions, boxes, maps."""
+@click.option("--features", "regions", type=FILE, help="PATH's features: their best objects are drawn too.")
+def show(path: Path, out: Path, count: int, first: int, regions: Path | None) -> None:
+    """Draw a contact sheet of PATH: pictures, captions, boxes, maps, objects of region features."""
     from dsvlp.data.dataset import Dataset
+    from dsvlp.data.features.stored import Features
     from dsvlp.data.show import show as draw
 
-    draw(Dataset.open(path, "quick"), out, count, first)
+    dataset = Dataset.open(path, "quick")
+    draw(dataset, out, count, first, Features.open(regions, dataset) if regions is not None else None)
     click.echo(str(out))
 
 

@@ -1,6 +1,6 @@
 """A row's map and boxes as classes: stored ids are looked up in the label tables, never guessed.
 
-Legend: I images, K boxes, S the side.
+Legend: I images, K boxes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dsvlp.errors import DataError
 from dsvlp.types import LabelTable
 
 PlacedBoxes = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""cxcywh float32 [K, 4] relative to the output, classes [K], share of the area left [K]."""
+"""cxcywh float32 [K, 4] relative to the frame, classes [K], share of the area left [K]."""
 
 _UNKNOWN = -2  # in a look-up table of labels: no class and not ignored
 _IDS = 1 << 16
@@ -52,8 +52,8 @@ class Annotations:
             return stored
         return _look_up(stored, self._map_classes, self.segmentation, f"{name} has the segmentation label")
 
-    def boxes_of(self, row: StoredRow, crop: Crop, size: int, name: str) -> PlacedBoxes | None:
-        """Returns a row's boxes in the output of side `size`; None where none are wanted.
+    def boxes_of(self, row: StoredRow, crop: Crop, name: str) -> PlacedBoxes | None:
+        """Returns a row's boxes in the crop's frame; None where none are wanted.
 
         Raises:
             DataError: a stored label is not in the label table; `name` is in the message.
@@ -61,7 +61,7 @@ class Annotations:
         if self._box_classes is None:
             return None
         classes = _look_up(row.box_labels, self._box_classes, self.boxes, f"{name} has the box label")
-        boxes, share = place_boxes(row.boxes_xyxy, crop, size)
+        boxes, share = place_boxes(row.boxes_xyxy, crop)
         return boxes, classes, share
 
 

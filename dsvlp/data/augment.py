@@ -1,11 +1,14 @@
-"""SVL's augmentation: random resize and crop, and a flip that the captions must allow.
+"""SVL's augmentation: random resize and crop, and a flip that the captions must allow, which all systems use.
 
 "Random resize 0.8-1.2, then crop": the image becomes a square of side s x size; for s >= 1 a window
 of `size` is cut out of it, for s < 1 it is placed on a canvas of the mean colour, both at random.
 Cropping and resizing are exchanged: the window is cut in the source, in whole source pixels, and only
 that is resized. So boxes and maps move along exactly, and no pixel is computed that is then thrown away.
 
-Legend: I images, K boxes, S the output's side, h x w the source.
+Where images keep their aspect there is no crop: the whole image fills its frame (see `frames`), and the frame
+alone is mirrored, so that the padding of a batch stays to the right of it and below.
+
+Legend: I images, K boxes, S the side of a square output, H x W any output, h x w the source.
 """
 
 from __future__ import annotations
@@ -37,13 +40,14 @@ _SHIFT = torch.tensor(
 
 @dataclass(frozen=True)
 class Crop:
-    """Where an output of S x S takes its pixels: source[top:, left:] of `height` x `width` -> target.
+    """Where an output takes its pixels: source[top:, left:] of `height` x `width` -> target.
 
     Attributes:
         top, left, height, width: the window in the source, whole pixels inside it.
-        target_top, target_left, target_height, target_width: the rectangle of the output that the
+        target_top, target_left, target_height, target_width: the rectangle of the frame that the
             window fills, before the flip; the rest is padding.
-        flip: the whole output is mirrored, left to right.
+        frame: height and width of the image's own part of the output, from its upper left corner.
+        flip: the whole frame is mirrored, left to right.
     """
 
     top: int
@@ -54,11 +58,12 @@ class Crop:
     target_left: int
     target_height: int
     target_width: int
+    frame: tuple[int, int]
     flip: bool = False
 
-    def columns(self, size: int) -> slice:
+    def columns(self) -> slice:
         """Returns the output's columns that hold picture, after the flip."""
-        begin = size - self.target_left - self.target_width if self.flip else self.target_left
+        begin = self.frame[1] - self.target_left - self.target_width if self.flip else self.target_left
         return slice(begin, begin + self.target_width)
 
     def lines(self) -> slice:
@@ -98,9 +103,14 @@ _DIRECTION_PATTERN = _pattern(DIRECTION_WORDS)
 _TEXT_PATTERN = _pattern([*DIRECTION_WORDS, *TEXT_WORDS])
 
 
-def whole(height: int, width: int, size: int) -> Crop:
-    """Returns the plain resize of evaluation: the whole image fills the square."""
-    return Crop(0, 0, height, width, 0, 0, size, size)
+def whole(height: int, width: int, frame: tuple[int, int], flip: bool = False) -> Crop:
+    """Returns the plain resize, evaluation's: the whole image fills its frame (height, width)."""
+    return Crop(0, 0, height, width, 0, 0, *frame, frame, flip)
+
+
+def draw_flips(keys: np.ndarray, may_flip: np.ndarray) -> np.ndarray:
+    """Returns bool [I]: half of the images that may be mirrored, drawn from keys int64 [I]."""
+    return may_flip & (uniform(keys, "augment", 4)[:, 3] < 0.5)
 
 
 def draw_crops(
@@ -122,7 +132,7 @@ def draw_crops(
     """
     draws = uniform(keys, "augment", 4).astype(np.float64)  # [I, 4]
     scales = scale[0] + (scale[1] - scale[0]) * draws[:, 0]
-    flips = may_flip & (draws[:, 3] < 0.5)
+    flips = draw_flips(keys, may_flip)
     return [
         _crop(int(height), int(width), size, float(s), draw, bool(flip))
         for height, width, s, draw, flip in zip(heights, widths, scales, draws[:, 1:3], flips, strict=True)
@@ -133,10 +143,10 @@ def _crop(height: int, width: int, size: int, scale: float, draw: np.ndarray, fl
     if scale < 1:
         side = max(1, round(scale * size))
         top, left = (int(u * (size - side + 1)) for u in draw)
-        return Crop(0, 0, height, width, top, left, side, side, flip)
+        return Crop(0, 0, height, width, top, left, side, side, (size, size), flip)
     h, w = max(1, round(height / scale)), max(1, round(width / scale))
     top, left = int(draw[0] * (height - h + 1)), int(draw[1] * (width - w + 1))
-    return Crop(top, left, h, w, 0, 0, size, size, flip)
+    return Crop(top, left, h, w, 0, 0, size, size, (size, size), flip)
 
 
 def place_image(pixels: np.ndarray, crop: Crop, source: tuple[int, int], out: Tensor) -> None:
@@ -146,7 +156,7 @@ def place_image(pixels: np.ndarray, crop: Crop, source: tuple[int, int], out: Te
         pixels: uint8 [H, W, 3], the source or the source decoded at a fraction of its size.
         crop: the crop, in pixels of the source.
         source: (height, width) of the source.
-        out: float32 [3, S, S], overwritten; 0, the normalised mean, where there is padding.
+        out: float32 [3, H, W], overwritten; 0, the normalised mean, where there is padding.
     """
     lines, columns = scaled_window(crop, source, (pixels.shape[0], pixels.shape[1]))
     window = torch.from_numpy(pixels[lines, columns]).permute(2, 0, 1)[None]  # [1, 3, h, w], channels last
@@ -156,10 +166,9 @@ def place_image(pixels: np.ndarray, crop: Crop, source: tuple[int, int], out: Te
         resized = F.interpolate(window, target, mode="bilinear", antialias=True, align_corners=False)
     if crop.flip:
         resized = resized.flip(3)
-    size = out.shape[-1]
-    if target != (size, size):
+    if target != out.shape[1:]:
         out.zero_()
-    place = out[:, crop.lines(), crop.columns(size)]
+    place = out[:, crop.lines(), crop.columns()]
     torch.mul(resized[0], _SCALE, out=place).add_(_SHIFT)
 
 
@@ -175,42 +184,42 @@ def scaled_window(crop: Crop, source: tuple[int, int], decoded: tuple[int, int])
     return window[0], window[1]
 
 
-def place_map(classes: np.ndarray, crop: Crop, size: int) -> np.ndarray:
-    """Returns the map under the output's pixel centres, int64 [S, S]; -1 in the padding.
+def place_map(classes: np.ndarray, crop: Crop, shape: tuple[int, int]) -> np.ndarray:
+    """Returns the map under the output's pixel centres, int64 [H, W]; -1 in the padding.
 
     Args:
-        classes: int [H, W] of the source, contiguous class ids.
+        classes: int [h, w] of the source, contiguous class ids.
         crop: the crop.
-        size: side of the output.
+        shape: of the output.
     """
-    out = np.full((size, size), -1, np.int64)
+    out = np.full(shape, -1, np.int64)
     lines, columns = crop.nearest()
-    out[crop.lines(), crop.columns(size)] = classes[lines[:, None], columns]
+    out[crop.lines(), crop.columns()] = classes[lines[:, None], columns]
     return out
 
 
-def place_boxes(boxes_xyxy: np.ndarray, crop: Crop, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the boxes in the output, and how much of each is left.
+def place_boxes(boxes_xyxy: np.ndarray, crop: Crop) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the boxes in the frame, and how much of each is left.
 
     Args:
         boxes_xyxy: float32 [K, 4], pixels of the source.
         crop: the crop.
-        size: side of the output.
 
     Returns:
-        (cxcywh float32 [K, 4] relative to the output, clipped; share of the area inside [K]).
+        (cxcywh float32 [K, 4] relative to the frame, clipped; share of the area inside [K]).
     """
+    height, width = crop.frame
     stretch = np.array([crop.target_width / crop.width, crop.target_height / crop.height] * 2)
     origin = np.array([crop.left, crop.top] * 2)
     start = np.array([crop.target_left, crop.target_top] * 2)
-    moved = (boxes_xyxy - origin) * stretch + start  # [K, 4], pixels of the output
+    moved = (boxes_xyxy - origin) * stretch + start  # [K, 4], pixels of the frame
     end = start + np.array([crop.target_width, crop.target_height] * 2)
     clipped = np.clip(moved, start, end)
     share = _area(clipped) / np.maximum(_area(moved), 1e-9)
     if crop.flip:
-        clipped = np.stack([size - clipped[:, 2], clipped[:, 1], size - clipped[:, 0], clipped[:, 3]], 1)
+        clipped = np.stack([width - clipped[:, 2], clipped[:, 1], width - clipped[:, 0], clipped[:, 3]], 1)
     centre, extent = (clipped[:, :2] + clipped[:, 2:]) / 2, clipped[:, 2:] - clipped[:, :2]
-    return (np.concatenate([centre, extent], 1) / size).astype(np.float32), share
+    return (np.concatenate([centre, extent], 1) / [width, height, width, height]).astype(np.float32), share
 
 
 def _area(boxes_xyxy: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""From a plan to a `Batch`: rows are read, pictures made, texts tokenised, keys computed.
+"""From a plan to a `Batch` of pictures: rows are read, pictures made, texts tokenised, keys computed.
 
 In two halves, so that the threads decode the next micro-batch while this one is put together:
 `start` reads rows and hands the pictures to the threads, `finish` waits for them and does the texts.
 
-Legend: I = G images, k captions each, P = I k pairs, T texts, L tokens.
+Legend: I = G images.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from dsvlp.data.annotations import padded_boxes
-from dsvlp.data.augment import Crop, draw_crops, forbids_flip, whole
+from dsvlp.data.augment import Crop, draw_crops, draw_flips, forbids_flip, whole
 from dsvlp.data.bad import BadImages
+from dsvlp.data.frames import Framing, Shape
+from dsvlp.data.pairs import PairBuilder
 from dsvlp.data.pictures import Job, PictureMaker, Pictures
 from dsvlp.data.plan import Groups, Plan, Stream
 from dsvlp.data.rows import StoredRow
 from dsvlp.data.sources import Sources
-from dsvlp.data.text import Tokenizer
 from dsvlp.errors import DataError
 from dsvlp.recipe import Augment
 from dsvlp.types import Batch, Fetched
@@ -33,21 +33,6 @@ M = TypeVar("M", Batch, Fetched)
 _ATTEMPTS = 100
 
 
-@dataclass(frozen=True)
-class Texts:
-    """How texts become ids.
-
-    Attributes:
-        tokenizer: the tokenizer.
-        max_length: L.
-        swap: whether each pair also brings its partner's text.
-    """
-
-    tokenizer: Tokenizer
-    max_length: int
-    swap: bool
-
-
 @dataclass
 class _Started:
     """A micro-batch whose pictures are being made; bad groups get replaced in it."""
@@ -55,7 +40,7 @@ class _Started:
     plan: Plan
     pictures: Pictures
     begun: Any
-    names: list[str]
+    jobs: list[Job]
 
 
 class BatchBuilder:
@@ -65,7 +50,8 @@ class BatchBuilder:
         sources: the data sets, in the stream's order.
         stream: where substitutes of bad images come from.
         studio: makes the pictures; not closed here.
-        texts: tokenizer and lengths.
+        framing: how large they become.
+        pairs: makes what is no picture.
         augment: None: evaluation; bad images then count nothing instead of being replaced, so that no
             other sample counts twice.
         keep_area: a box stays while the crop keeps this share of its area.
@@ -77,20 +63,22 @@ class BatchBuilder:
         sources: Sources,
         stream: Stream,
         studio: PictureMaker,
-        texts: Texts,
+        framing: Framing,
+        pairs: PairBuilder,
         augment: Augment | None,
         keep_area: float,
         bad: BadImages,
     ) -> None:
-        self._sources, self._stream = sources, stream
-        self._studio, self._texts, self._augment = studio, texts, augment
+        self._sources, self._stream, self._pairs = sources, stream, pairs
+        self._studio, self._framing, self._augment = studio, framing, augment
         self._keep_area, self._bad = keep_area, bad
 
     def start(self, plan: Plan) -> _Started:
         """Begins a micro-batch."""
-        pictures = self._studio.blank(len(plan.groups.rows))
-        jobs = self._jobs(plan.groups, range(len(plan.groups.rows)))
-        return _Started(plan, pictures, self._studio.start(jobs, pictures), [job.name for job in jobs])
+        assert plan.canvas is not None, "a model of pixels"
+        pictures = self._studio.blank(len(plan.groups.rows), plan.canvas)
+        jobs = self._jobs(plan.groups, range(len(plan.groups.rows)), plan.canvas)
+        return _Started(plan, pictures, self._studio.start(jobs, pictures), jobs)
 
     def finish(self, started: _Started) -> Batch:
         """Returns the micro-batch when its pictures are made.
@@ -101,25 +89,25 @@ class BatchBuilder:
         for place, fault in enumerate(self._studio.finish(started.begun, started.pictures)):
             self._bad.seen += 1
             if fault is not None:
-                self._bad.note(started.names[place], fault.reason)
+                self._bad.note(started.jobs[place].name, fault.reason)
                 self._replace(started, place)
-        return self._assemble(started.plan, started.pictures)
+        return self._assemble(started)
 
-    def _jobs(self, groups: Groups, places: Sequence[int]) -> list[Job]:
+    def _jobs(self, groups: Groups, places: Sequence[int], canvas: Shape) -> list[Job]:
         rows = self._sources.read(groups.source, groups.rows)
         names = self._sources.names(groups.source, groups.rows)
-        return [Job(*parts) for parts in zip(rows, self._crops(groups, rows), places, names, strict=True)]
+        crops = self._crops(groups, rows, canvas)
+        return [Job(*parts) for parts in zip(rows, crops, places, names, strict=True)]
 
-    def _crops(self, groups: Groups, rows: Sequence[StoredRow]) -> list[Crop]:
-        size = self._studio.size
+    def _crops(self, groups: Groups, rows: Sequence[StoredRow], canvas: Shape) -> list[Crop]:
         if self._augment is None:
-            return [whole(row.height, row.width, size) for row in rows]
+            return whole_crops(rows, self._framing, canvas, np.zeros(len(rows), bool))
         keys = self._stream.image_keys(groups)
-        return training_crops(keys, rows, self._own_texts(groups), size, self._augment)
+        return training_crops(keys, rows, self._pairs.told(groups), self._framing, canvas, self._augment)
 
     def _replace(self, started: _Started, place: int) -> None:
         """Puts another group in the place of one whose image is bad; in evaluation, weight 0."""
-        groups = started.plan.groups
+        groups, canvas = started.plan.groups, started.pictures.canvas
         if self._augment is None:
             self._studio.erase([place], started.pictures)
             groups.weight[place] = 0
@@ -131,55 +119,31 @@ class BatchBuilder:
             other = self._stream.substitute(original, attempt)
             if other.images[0] in partners or other.images[0] == original.images[0]:
                 continue  # its own caption would count as a mismatch
-            job = self._jobs(other, [place])[0]
+            job = self._jobs(other, [place], canvas)[0]
             (fault,) = self._studio.finish(self._studio.start([job], started.pictures), started.pictures)
             if fault is None:
                 groups.put(place, other)
+                started.jobs[place] = job
                 return
             self._bad.note(job.name, fault.reason)
         raise DataError(
-            f"{started.names[place]} is bad and so were {_ATTEMPTS} images drawn in its place",
+            f"{started.jobs[place].name} is bad and so were {_ATTEMPTS} images drawn in its place",
             "a data set of readable images",
             "`dsvlp data check` names the damaged file",
         )
 
-    def _assemble(self, plan: Plan, pictures: Pictures) -> Batch:
-        groups = plan.groups
-        count, k = groups.samples.shape
-        pairs = torch.arange(count * k)
-        ids, mask, special = self._encode(plan)
+    def _assemble(self, started: _Started) -> Batch:
+        pictures = started.pictures
         wanted = self._studio.annotations.boxes is not None
         boxes = padded_boxes(pictures.boxes, self._keep_area) if wanted else (None, None)
-        samples = self._sources.sample_numbers(groups.source[:, None], groups.samples)
-        return Batch(
+        return self._pairs.batch(
+            started.plan,
             images=pictures.images,
-            text_ids=ids,
-            text_mask=mask,
-            special_mask=special,
-            pairs=torch.stack([pairs // k, pairs], 1),
-            partner=pairs + count * k if self._texts.swap else pairs,
-            matched=torch.from_numpy(plan.matched.copy()),
-            weight=torch.from_numpy(groups.weight.reshape(-1).copy()),
-            image_keys=torch.from_numpy(self._stream.image_keys(groups)),
-            pair_keys=torch.from_numpy(self._stream.pair_keys(groups)),
+            image_mask=self._framing.mask([job.crop.frame for job in started.jobs], pictures.canvas),
             segmentation=pictures.segmentation,
             boxes_cxcywh=boxes[0],
             box_labels=boxes[1],
-            samples=torch.from_numpy(samples.reshape(-1)),
-            rows=torch.from_numpy(self._sources.row_numbers(groups.source, groups.rows)),
         )
-
-    def _encode(self, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns ids, mask and special mask [T, L]: the pairs' own texts, then their partners'."""
-        texts = self._own_texts(plan.groups)
-        if self._texts.swap:
-            texts += self._sources.texts(plan.partner_source, plan.partner_sample)
-        ids, mask, special = self._texts.tokenizer.encode(texts, self._texts.max_length)
-        return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(special)
-
-    def _own_texts(self, groups: Groups) -> list[str]:
-        k = groups.samples.shape[1]
-        return self._sources.texts(np.repeat(groups.source, k), groups.samples.reshape(-1))
 
 
 def pinned(made: M) -> M:
@@ -193,7 +157,12 @@ def pinned(made: M) -> M:
 
 
 def training_crops(
-    keys: np.ndarray, rows: Sequence[StoredRow], captions: Sequence[str], size: int, augment: Augment
+    keys: np.ndarray,
+    rows: Sequence[StoredRow],
+    captions: Sequence[str],
+    framing: Framing,
+    canvas: Shape,
+    augment: Augment,
 ) -> list[Crop]:
     """Returns the training crops of images, drawn from their keys.
 
@@ -202,10 +171,34 @@ def training_crops(
         rows: the stored images.
         captions: equally many of each image, image by image; one that a mirror image would make wrong
             forbids the flip.
-        size: S.
+        framing: squares are cropped at random; images that keep their aspect stay whole.
+        canvas: of the batch.
         augment: the recipe's table.
     """
     allowed = [augment.flip and not forbids_flip(text, augment.flip_text_words) for text in captions]
     may_flip = np.logical_and.reduce(np.array(allowed, bool).reshape(len(rows), -1), axis=1)
-    heights, widths = (np.array([getattr(row, side) for row in rows]) for side in ("height", "width"))
-    return draw_crops(keys, heights, widths, may_flip, size, augment.scale)
+    if framing.longest is not None:
+        return whole_crops(rows, framing, canvas, draw_flips(keys, may_flip))
+    heights, widths = _sizes(rows).T
+    return draw_crops(keys, heights, widths, may_flip, framing.side, augment.scale)
+
+
+def whole_crops(rows: Sequence[StoredRow], framing: Framing, canvas: Shape, flips: np.ndarray) -> list[Crop]:
+    """Returns crops of whole images; a substitute's frame is made smaller where the canvas is too small.
+
+    Args:
+        rows: the stored images.
+        framing: how large they become.
+        canvas: of the batch.
+        flips: bool [I], which are mirrored.
+    """
+    frames = framing.frames(_sizes(rows)).tolist()
+    return [
+        whole(row.height, row.width, framing.inside((height, width), canvas), bool(flip))
+        for row, (height, width), flip in zip(rows, frames, flips, strict=True)
+    ]
+
+
+def _sizes(rows: Sequence[StoredRow]) -> np.ndarray:
+    """Returns int64 [I, 2], the images' heights and widths."""
+    return np.array([(row.height, row.width) for row in rows], np.int64).reshape(-1, 2)

@@ -17,28 +17,38 @@ from torch import Tensor
 
 
 class Buffers:
-    """Gives out float32 tensors on memory that earlier ones have left.
+    """Gives out tensors on memory that earlier ones have left.
 
     Args:
         keep: buffers that may lie idle.
+        dtype: of their values.
     """
 
-    def __init__(self, keep: int) -> None:
-        self._keep = keep
-        # No lock: a finalizer may run anywhere, inside `take` too; list.append and list.pop are atomic.
-        self._idle: dict[int, list[np.ndarray]] = {}
+    def __init__(self, keep: int, dtype: type[np.floating] = np.float32) -> None:
+        self._keep, self._dtype = keep, dtype
+        # No lock: a finalizer may run anywhere, inside `take` too; it only appends, and `take` alone removes.
+        self._idle: list[np.ndarray] = []
 
     def take(self, shape: tuple[int, ...]) -> Tensor:
-        """Returns an uninitialised tensor that no other living tensor shares memory with."""
-        idle = self._idle.setdefault(prod(shape), [])
-        try:
-            memory = idle.pop()
-        except IndexError:
-            memory = np.empty(prod(shape), np.float32)
-        held = memory.reshape(shape)  # torch keeps this view alive as long as the storage lives
-        weakref.finalize(held, self._give_back, idle, memory).atexit = False
+        """Returns an uninitialised tensor that no other living tensor shares memory with.
+
+        Tensors of several sizes share the buffers: each gets the smallest idle one that is large enough.
+        """
+        count = prod(shape)
+        memory = self._idle_of(count)
+        held = memory[:count].reshape(shape)  # torch keeps this view alive as long as the storage lives
+        weakref.finalize(held, self._give_back, memory).atexit = False
         return torch.from_numpy(held)
 
-    def _give_back(self, idle: list[np.ndarray], memory: np.ndarray) -> None:
-        if len(idle) < self._keep:
-            idle.append(memory)
+    def _idle_of(self, count: int) -> np.ndarray:
+        """Returns an idle buffer of `count` values or more; else a new one, to which the oldest gives way."""
+        fitting = [(memory.size, -place) for place, memory in enumerate(self._idle) if memory.size >= count]
+        if fitting:
+            return self._idle.pop(-min(fitting)[1])
+        if len(self._idle) >= self._keep:
+            self._idle.pop(0)
+        return np.empty(count, self._dtype)
+
+    def _give_back(self, memory: np.ndarray) -> None:
+        if len(self._idle) < self._keep:
+            self._idle.append(memory)

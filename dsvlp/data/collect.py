@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dsvlp.data import answers
+from dsvlp.data.answers import AnswerRule
 from dsvlp.data.manifest import Tally
 from dsvlp.data.tables import SAMPLE, TASKS, Strings, write_samples, write_strings
 from dsvlp.errors import DataError
@@ -41,14 +43,18 @@ def _id_problem(images: tuple[ImageSource, ...]) -> str:
 class Collector:
     """Takes samples one after another and writes the tables at the end.
 
+    Args:
+        folder: for what is needed on the way.
+        rule: where the answer table comes from.
+
     Attributes:
         images: how many images have appeared.
         skipped: samples left out, by reason.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, rule: AnswerRule) -> None:
         self.skipped = Tally()
-        self._folder = folder
+        self._folder, self._rule = folder, rule
         self._numbers: dict[str, tuple[int, int]] = {}  # id -> image number, hash of its place
         self._tasks, self._labels = array("B"), array("i")
         self._images, self._offsets = array("q"), array("q", [0])
@@ -113,6 +119,9 @@ class Collector:
 
         Returns:
             how many samples were written, and the names of the optional tables.
+
+        Raises:
+            DataError: no answer is frequent enough for the table.
         """
         self._spool.close()
         np.save(self._folder / "spool.npy", np.frombuffer(self._offsets, "<i8"))
@@ -140,6 +149,7 @@ class Collector:
         names = []
         if self._answers:
             write_strings(folder, "answers", (self._answers.get(int(number), "[]") for number in kept))
+            self._write_answer_table(folder, kept)
             names.append("answers")
         if self._phrases:
             text_of = np.full(len(self._tasks) + 1, -1, np.int64)  # the last entry: number -1, a refused text
@@ -147,6 +157,16 @@ class Collector:
             write_strings(folder, "phrases", self._phrase_rows(text_of, row_of))
             names.append("phrases")
         return names
+
+    def _write_answer_table(self, folder: Path, kept: np.ndarray) -> None:
+        """Writes the answer table; answers that are not in it are counted."""
+        told = [json.loads(self._answers[number]) for number in kept.tolist() if number in self._answers]
+        table = self._rule.table(told)
+        answers.write_table(folder, table)
+        known = set(table.names)
+        for answer in (answer for question in told for answer, _ in question):
+            if answer not in known:
+                self.skipped.add("answer outside the answer table", repr(answer))
 
     def _phrase_rows(self, text_of: np.ndarray, row_of: np.ndarray) -> Iterator[bytes]:
         for id, (number, _) in self._numbers.items():

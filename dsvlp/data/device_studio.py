@@ -7,7 +7,7 @@ cannot decode goes to the strict decoder on the CPU, image by image, and its pix
 refuses is a `BadImage`. So which decoder an image comes from depends on its bytes alone, never on its
 neighbours.
 
-Legend: I images, S the side, h x w a decoded image.
+Legend: I images, H x W the canvas, h x w a decoded image.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 from dsvlp.data.annotations import Annotations, PlacedBoxes
 from dsvlp.data.decode import BadImage, CPUDecoder, Decoder, DeviceDecoder
 from dsvlp.data.decoders.whole import is_whole
+from dsvlp.data.frames import Shape
 from dsvlp.data.lane import Lane
 from dsvlp.data.pictures import Job, PictureMaker, Pictures, Studio
 from dsvlp.data.place import place_images, place_maps
@@ -59,7 +60,6 @@ class DeviceStudio:
 
     Args:
         decoder: the backend; its device is where the pictures lie.
-        size: S.
         workers: threads for the CPU's half; 0 works in the calling thread.
         annotations: what is read beside the images.
 
@@ -67,19 +67,19 @@ class DeviceStudio:
         refused: images that the GPU was given and did not decode.
     """
 
-    def __init__(self, decoder: DeviceDecoder, size: int, workers: int, annotations: Annotations) -> None:
-        self.size, self.annotations, self.lane = size, annotations, Lane(decoder.device)
+    def __init__(self, decoder: DeviceDecoder, workers: int, annotations: Annotations) -> None:
+        self.annotations, self.lane = annotations, Lane(decoder.device)
         self.refused = 0
         self._decoder, self._cpu = decoder, CPUDecoder()
         self._threads = Threads(workers)
 
-    def blank(self, count: int) -> Pictures:
-        """Returns the unmade pictures of `count` images."""
-        shape, maps = (count, self.size, self.size), None
+    def blank(self, count: int, canvas: Shape) -> Pictures:
+        """Returns the unmade pictures of `count` images on a canvas of this height and width."""
+        maps = None
         with self.lane.open():
             if self.annotations.segmentation is not None:
-                maps = torch.full(shape, -1, device=self.lane.device)
-            images = torch.zeros(count, 3, self.size, self.size, device=self.lane.device)
+                maps = torch.full((count, *canvas), -1, device=self.lane.device)
+            images = torch.zeros(count, 3, *canvas, device=self.lane.device)
         return Pictures(images, maps, [None] * count)
 
     def start(self, jobs: Sequence[Job], out: Pictures) -> list[Future[_Prepared | BadImage]]:
@@ -123,7 +123,7 @@ class DeviceStudio:
         classes = self.annotations.map_of(row, job.name)
         if isinstance(classes, BadImage):
             return classes
-        boxes = self.annotations.boxes_of(row, crop, self.size, job.name)
+        boxes = self.annotations.boxes_of(row, crop, job.name)
         shrunk = max(crop.height / crop.target_height, crop.width / crop.target_width)
         fits = row.height * row.width <= _PIXELS_AT_ONCE and shrunk <= _MOST_SHRUNK
         if fits and is_whole(row.jpeg, row.height, row.width):
@@ -152,7 +152,7 @@ class DeviceStudio:
         sources = [(job.row.height, job.row.width) for job in jobs]
         tensors = [found for found in pixels if isinstance(found, Tensor)]
         crops = [job.crop for job in jobs]
-        out.images.index_copy_(0, places, place_images(tensors, crops, sources, self.size, self.lane))
+        out.images.index_copy_(0, places, place_images(tensors, crops, sources, out.canvas, self.lane))
         mapped = [each for each in good if each.classes is not None]
         for each in good:
             out.boxes[each.job.place] = each.boxes
@@ -160,7 +160,7 @@ class DeviceStudio:
             places = self.lane.send(np.array([each.job.place for each in mapped]))
             maps = [each.classes for each in mapped if each.classes is not None]
             crops = [each.job.crop for each in mapped]
-            out.segmentation.index_copy_(0, places, place_maps(maps, crops, self.size, self.lane))
+            out.segmentation.index_copy_(0, places, place_maps(maps, crops, out.canvas, self.lane))
 
     def _pixels(self, prepared: Sequence[_Prepared]) -> list[Tensor | BadImage]:
         """Returns uint8 [3, h, w] on the device for each, or what is wrong with it."""
@@ -224,17 +224,14 @@ def _chunks(prepared: dict[int, _Prepared]) -> Iterator[list[int]]:
         yield chunk
 
 
-def make_studio(
-    decoder: Decoder | DeviceDecoder, size: int, workers: int, annotations: Annotations
-) -> PictureMaker:
+def make_studio(decoder: Decoder | DeviceDecoder, workers: int, annotations: Annotations) -> PictureMaker:
     """Returns what makes pictures with a backend: on its device, or on the CPU.
 
     Args:
         decoder: what `decoders.open` gave.
-        size: S.
         workers: threads.
         annotations: what is read beside the images.
     """
     if isinstance(decoder, DeviceDecoder):
-        return DeviceStudio(decoder, size, workers, annotations)
-    return Studio(decoder, size, workers, annotations, pinned=torch.cuda.is_available())
+        return DeviceStudio(decoder, workers, annotations)
+    return Studio(decoder, workers, annotations, pinned=torch.cuda.is_available())

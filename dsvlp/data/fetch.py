@@ -27,6 +27,7 @@ from dsvlp.data.dataset import Dataset
 from dsvlp.data.decode import Decoder, DeviceDecoder
 from dsvlp.data.decoders.open import open_decoder
 from dsvlp.data.device_studio import make_studio
+from dsvlp.data.frames import Framing
 from dsvlp.data.pictures import Job, PictureMaker
 from dsvlp.data.prefetch import Prefetcher
 from dsvlp.data.sources import Sources
@@ -79,6 +80,9 @@ class Fetcher:
         decoder: Decoder | DeviceDecoder | None = None,
     ) -> None:
         self._recipe, self._datasets, self._tokenizer = recipe, datasets, tokenizer
+        self._framing = Framing.of(recipe)
+        assert self._framing.longest is None, "systems of ITC read squares"
+        self._canvas = self._framing.side, self._framing.side
         self._ahead = ahead
         images = sum(dataset.images for dataset in datasets)
         self.bad = BadImages(recipe.data.max_bad_share, images // world)
@@ -135,8 +139,8 @@ class Fetcher:
             self._studio = None
 
     def _start(self) -> Prefetcher[_Made]:
-        data, size = self._recipe.data, self._recipe.model.image_size
-        self._studio = make_studio(self._decoder, size, data.workers, Annotations(None, None))
+        data = self._recipe.data
+        self._studio = make_studio(self._decoder, data.workers, Annotations(None, None))
         made = self._made(self._studio, self._requests)
         return Prefetcher(made, self._ahead, data.timeout_seconds, "fetched negatives")
 
@@ -166,7 +170,7 @@ class Fetcher:
 
     def _images(self, studio: PictureMaker, step: int, samples: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Returns float32 [F, 3, S, S], and int64 [F] the image rows, `NONE` where there is no image."""
-        pictures, rows = studio.blank(len(samples)), self._rows(samples)
+        pictures, rows = studio.blank(len(samples), self._canvas), self._rows(samples)
         empty = samples == NONE
         jobs = self._jobs(step, samples[~empty], np.flatnonzero(~empty))
         for job, fault in zip(jobs, studio.finish(studio.start(jobs, pictures), pictures), strict=True):
@@ -185,8 +189,8 @@ class Fetcher:
         stored, names = self._sources.read(source, rows), self._sources.names(source, rows)
         keys = fold(np.array([key_of(self._recipe.seed, step, "fetched")]), samples)
         captions = self._sources.texts(source, own)
-        size, augment = self._recipe.model.image_size, self._recipe.data.augment
-        crops = training_crops(keys, stored, captions, size, augment)
+        augment = self._recipe.data.augment
+        crops = training_crops(keys, stored, captions, self._framing, self._canvas, augment)
         return [Job(*parts) for parts in zip(stored, crops, places.tolist(), names, strict=True)]
 
     def _rows(self, samples: np.ndarray) -> np.ndarray:

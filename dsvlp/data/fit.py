@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dsvlp import catalog
+from dsvlp.data.answers import check_shared
 from dsvlp.data.dataset import Dataset
 from dsvlp.data.text import Tokenizer
 from dsvlp.errors import DataError
-from dsvlp.recipe import Recipe
-from dsvlp.types import DataFacts
+from dsvlp.recipe import Recipe, SemVLPModel
+from dsvlp.types import DataFacts, LabelTable
 
 
 def facts(datasets: Sequence[Dataset], tokenizer: Tokenizer) -> DataFacts:
@@ -22,15 +23,45 @@ def facts(datasets: Sequence[Dataset], tokenizer: Tokenizer) -> DataFacts:
         mask_id=tokenizer.mask_id,
         segmentation=datasets[0].segmentation,
         boxes=datasets[0].boxes,
+        objects=datasets[0].objects,
+        feature_width=datasets[0].features.width if datasets[0].features is not None else 0,
+        answers=answer_table(datasets),
     )
 
 
-def check_annotations(recipe: Recipe, datasets: Sequence[Dataset]) -> None:
+def answer_table(datasets: Sequence[Dataset]) -> LabelTable | None:
+    """Returns the answers of data sets that share one table, None where none has questions."""
+    return next((dataset.answers for dataset in datasets if dataset.answers is not None), None)
+
+
+def check_annotations(recipe: Recipe, datasets: Sequence[Dataset], held_out: Dataset | None = None) -> None:
     """Raises `DataError` where a data set lacks what an objective reads, or label tables differ."""
+    every = [*datasets, held_out] if held_out is not None else datasets
+    for dataset in every:
+        check_features(recipe, dataset)
     for name in recipe.objectives.enabled():
-        for annotation in sorted(catalog.OBJECTIVES[name].data):
-            for dataset in datasets:
+        for annotation in sorted(catalog.OBJECTIVES[name].data - {"answers"}):
+            for dataset in every:
                 _check_annotation(name, annotation, dataset, datasets[0])
+    if recipe.objectives.qa is not None:
+        places = [(dataset.path, dataset.answers) for dataset in every]
+        check_shared(places[: len(datasets)], places[-1])
+
+
+def check_features(recipe: Recipe, dataset: Dataset) -> None:
+    """Raises `DataError` where a model of objects finds no region features, or not those that it is of."""
+    if not isinstance(recipe.model, SemVLPModel):
+        return
+    model = recipe.model
+    if dataset.features is None:
+        raise DataError(
+            f"{dataset.path} has no region features, which {model.system} reads in place of pictures",
+            "the folder X.features that belongs to it",
+            f"Make them with `dsvlp data features {dataset.path}`, and name them in the recipe's `features`",
+        )
+    found = dataset.features.manifest
+    mop = recipe.objectives.mop
+    found.check_fits(dataset.features.path, model.objects, model.feature_width, mop.classes if mop else None)
 
 
 def _check_annotation(objective: str, annotation: str, dataset: Dataset, first: Dataset) -> None:

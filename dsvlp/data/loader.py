@@ -8,36 +8,44 @@ number of steps, and it is the same on every rank.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from dsvlp import catalog, dist
 from dsvlp.data.annotations import Annotations
+from dsvlp.data.answers import Answers
 from dsvlp.data.bad import BadImages
-from dsvlp.data.batches import BatchBuilder, Texts, pinned
+from dsvlp.data.batches import BatchBuilder, pinned
 from dsvlp.data.dataset import Dataset
+from dsvlp.data.dealer import Dealer
 from dsvlp.data.decode import Decoder, DeviceDecoder
 from dsvlp.data.decoders.open import open_decoder
 from dsvlp.data.device_studio import make_studio
-from dsvlp.data.fetch import Fetcher
-from dsvlp.data.fit import check_annotations, choose_tokenizer, facts
+from dsvlp.data.features.objects import ObjectBatchBuilder, ObjectReader
+from dsvlp.data.fit import answer_table
+from dsvlp.data.frames import Framing
+from dsvlp.data.lane import Lane
+from dsvlp.data.mode import training_mode, validation_mode
+from dsvlp.data.pairs import PairBuilder, Texts
 from dsvlp.data.pictures import PictureMaker
 from dsvlp.data.plan import Plan, Stream, plan
 from dsvlp.data.prefetch import Prefetcher
+from dsvlp.data.pseudo import PseudoLabels
 from dsvlp.data.sources import Sources
-from dsvlp.data.staged import nearest
-from dsvlp.data.synthetic import ensure_world
 from dsvlp.data.text import Tokenizer
 from dsvlp.errors import DataError, RunError
-from dsvlp.recipe import Recipe, accumulation, fetches_negatives, micro_pairs, swaps_texts
+from dsvlp.recipe import (
+    Recipe,
+    accumulation,
+    micro_pairs,
+    reads_objects,
+    swaps_texts,
+)
 from dsvlp.seed import key_of
-from dsvlp.types import Batch, DataFacts
+from dsvlp.types import Batch
 
 log = logging.getLogger(__name__)
 
@@ -96,14 +104,26 @@ class Loader:
         self._global = recipe.batch.global_pairs // captions
         self._weights = [source.weight for source in data.train if self._training] or [1.0]
         assert len(self._weights) == len(datasets), "one data set a source, one alone in evaluation"
-        self._stream = Stream(datasets, self._weights, captions, data.open_shards, self._seed)
+        tasks = ("caption",) if recipe.objectives.qa is None else ("caption", "question")
+        self._stream = Stream(datasets, self._weights, captions, data.open_shards, self._seed, tasks)
         self._groups = sum(self._stream.groups_an_epoch)
         if pairs and not self._training:
             self._groups = min(self._groups, -(-pairs // captions))
+        self._framing = None if reads_objects(recipe) else Framing.of(recipe)
+        self._dealer = Dealer(
+            self._stream,
+            self._framing,
+            self._global,
+            data.bucket_window,
+            self._seed,
+            None if self._training else self._groups,
+        )
         self.bad = BadImages(data.max_bad_share, sum(dataset.images for dataset in datasets) // world)
         self.partnerless = 0
-        self._decoder = decoder or open_decoder(data.decoder, dist.device())
-        self._studio: PictureMaker | None = None
+        self._decoder: Decoder | DeviceDecoder | None = None  # a model of objects reads no picture
+        if not reads_objects(recipe):
+            self._decoder = decoder or open_decoder(data.decoder, dist.device())
+        self._studio: PictureMaker | ObjectReader | None = None
         self._prefetcher: Prefetcher[_Made] | None = None
         self._first_step = 0
         self._taken = 0
@@ -128,8 +148,9 @@ class Loader:
             raise
         assert self._studio is not None, "it lives as long as the prefetcher"
         self._studio.lane.hand_over(mark, batch.images, batch.segmentation)
+        mode = training_mode(self._recipe, self._step) if self._training else validation_mode(self._recipe)
         self._taken += 1
-        return batch
+        return batch if mode is None else replace(batch, mode=mode)
 
     def __len__(self) -> int:
         """Returns the micro-batches of an evaluation pass."""
@@ -143,6 +164,11 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def _step(self) -> int:
+        """The step that the next micro-batch belongs to, counted from 0."""
+        return self._first_step + self._taken // self._accumulation
 
     @property
     def wait_seconds(self) -> float:
@@ -172,8 +198,11 @@ class Loader:
                 f"{self._accumulation} micro-batches of a step",
                 "a call between steps",
             )
-        steps = self._first_step + self._taken // self._accumulation
-        return {"steps": steps, "decoder": self._decoder.name, **self._identity()}
+        return {"steps": self._step, "decoder": self._decoder_name, **self._identity()}
+
+    @property
+    def _decoder_name(self) -> str | None:
+        return None if self._decoder is None else self._decoder.name
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where the loader that gave `state` stood.
@@ -182,12 +211,12 @@ class Loader:
             DataError: names what differs: seed, batch, sources, weights or tokenizer.
         """
         mine = self._identity()
-        if state.get("decoder") != self._decoder.name and self._rank == 0:
+        if state.get("decoder") != self._decoder_name and self._rank == 0:
             log.warning(
                 "images were decoded by %s, and are by %s from here on: the same samples with slightly other "
                 "pixels, so the run goes on, but not bit for bit",
                 state.get("decoder"),
-                self._decoder.name,
+                self._decoder_name,
             )
         differing = [key for key in mine if state.get(key) != mine[key]]
         if differing:
@@ -201,6 +230,7 @@ class Loader:
         self._first_step, self._taken = int(state["steps"]), 0
 
     def _identity(self) -> dict[str, Any]:
+        features = [dataset.features.manifest.digest for dataset in self._datasets if dataset.features]
         return {
             "seed": self._seed,
             "global_pairs": self._recipe.batch.global_pairs,
@@ -209,56 +239,81 @@ class Loader:
             "sources": [dataset.manifest.to_json()["digest"] for dataset in self._datasets],
             "weights": self._weights,
             "tokenizer": self._tokenizer.fingerprint,
+            **({"bucket_window": self._dealer.window} if self._dealer.by_aspect else {}),
+            **({"features": features} if features else {}),
         }
 
     def _start(self) -> Prefetcher[_Made]:
         recipe = self._recipe
         needs = catalog.data_needs(recipe)
-        annotations = Annotations(
-            self._datasets[0].segmentation if "segmentation" in needs else None,
-            self._datasets[0].boxes if "boxes" in needs else None,
-        )
-        self._studio = make_studio(self._decoder, recipe.model.image_size, recipe.data.workers, annotations)
-        builder = BatchBuilder(
-            Sources(self._datasets, needs, recipe.data.open_shards),
-            self._stream,
-            self._studio,
-            Texts(self._tokenizer, recipe.model.text.max_length, swap=swaps_texts(recipe)),
-            recipe.data.augment if self._training else None,
-            recipe.objectives.spl.keep_area if recipe.objectives.spl is not None else 0.0,
-            self.bad,
-        )
-        step = self._first_step + self._taken // self._accumulation
+        spl = recipe.objectives.spl
+        pseudo = None if spl is None else PseudoLabels(recipe.model.visual_queries, spl.confidence)
+        sources = Sources(self._datasets, needs, recipe.data.open_shards, pseudo)
+        texts = Texts(self._tokenizer, recipe.model.text.max_length, swap=swaps_texts(recipe))
+        pairs = PairBuilder(sources, self._stream, texts, self._answers())
+        builder: BatchBuilder | ObjectBatchBuilder
+        if self._decoder is None:
+            self._studio, builder = self._of_objects(pairs)
+        else:
+            self._studio, builder = self._of_pictures(self._decoder, needs, sources, pairs)
         name = "training data" if self._training else "evaluation data"
         return Prefetcher(
-            self._batches(builder, self._studio, step),
+            self._batches(builder, self._studio.lane, self._step),
             recipe.data.prefetch,
             recipe.data.timeout_seconds,
             name,
         )
 
-    def _batches(self, builder: BatchBuilder, studio: PictureMaker, step: int) -> Iterator[_Made]:
+    def _of_pictures(
+        self, decoder: Decoder | DeviceDecoder, needs: frozenset[str], sources: Sources, pairs: PairBuilder
+    ) -> tuple[PictureMaker, BatchBuilder]:
+        recipe = self._recipe
+        annotations = Annotations(
+            self._datasets[0].segmentation if "segmentation" in needs else None,
+            self._datasets[0].boxes if "boxes" in needs else None,
+        )
+        studio = make_studio(decoder, recipe.data.workers, annotations)
+        assert self._framing is not None, "a model of pixels"
+        return studio, BatchBuilder(
+            sources,
+            self._stream,
+            studio,
+            self._framing,
+            pairs,
+            recipe.data.augment if self._training else None,
+            recipe.objectives.spl.keep_area if recipe.objectives.spl is not None else 0.0,
+            self.bad,
+        )
+
+    def _of_objects(self, pairs: PairBuilder) -> tuple[ObjectReader, ObjectBatchBuilder]:
+        features = [dataset.features for dataset in self._datasets if dataset.features is not None]
+        assert len(features) == len(self._datasets), "`check_annotations` has seen to it"
+        reader = ObjectReader(features, self._recipe.data.workers, pinned=torch.cuda.is_available())
+        return reader, ObjectBatchBuilder(reader, pairs)
+
+    def _answers(self) -> Answers | None:
+        """Returns what draws the pairs' labels: the sources that have questions share one table."""
+        table = answer_table(self._datasets)
+        return None if self._recipe.objectives.qa is None or table is None else Answers(table)
+
+    def _batches(self, builder: BatchBuilder | ObjectBatchBuilder, lane: Lane, step: int) -> Iterator[_Made]:
         """Yields finished micro-batches; the threads are already busy with the one after."""
-        before = None
+        before: Any = None
         for micro in self._plans(step):
-            started = builder.start(micro)
+            started: Any = builder.start(micro)
             if before is not None:
-                yield _finished(builder.finish(before), studio)
+                yield _finished(builder.finish(before), lane)
             before = started
         if before is not None:
-            yield _finished(builder.finish(before), studio)
+            yield _finished(builder.finish(before), lane)
 
     def _plans(self, step: int) -> Iterator[Plan]:
         swap = swaps_texts(self._recipe)
         while self._training or step * self._global < self._groups:
-            positions = np.arange(step * self._global, (step + 1) * self._global)
-            real = self._global
-            if not self._training:
-                real = min(real, self._groups - int(positions[0]))
-                positions %= self._groups
-            batch = plan(self._stream, positions, real, key_of(self._seed, step, "step"), swap)
+            dealt = self._dealer.at(step)
+            batch = plan(dealt, key_of(self._seed, step, "step"), swap)
             self._count_partnerless(batch.partnerless, step)
-            for number in range(-(-real // (self._micro * self._world))):
+            for number in range(-(-dealt.real // (self._micro * self._world))):
                 begin = (number * self._world + self._rank) * self._micro
                 yield batch.take(begin, begin + self._micro)
             step += 1
@@ -275,97 +330,6 @@ class Loader:
         self.partnerless += count
 
 
-def _finished(batch: Batch, studio: PictureMaker) -> _Made:
+def _finished(batch: Batch, lane: Lane) -> _Made:
     """Returns a batch as it waits for its consumer."""
-    return pinned(batch) if torch.cuda.is_available() else batch, studio.lane.mark()
-
-
-@dataclass(frozen=True)
-class Data:
-    """Everything that a recipe reads, opened and checked. Close it, or use it in `with`.
-
-    Attributes:
-        train: this rank's training loader.
-        fetcher: brings ITM's negatives again where they come from ITC's queue, else None.
-        datasets: the training sources.
-        held_out: the validation data set, or None.
-        tokenizer: the tokenizer.
-        facts: what the system must know.
-    """
-
-    recipe: Recipe
-    train: Loader
-    datasets: tuple[Dataset, ...]
-    held_out: Dataset | None
-    tokenizer: Tokenizer
-    facts: DataFacts
-    fetcher: Fetcher | None = None
-
-    @property
-    def bad_images(self) -> int:
-        """Returns how many images of the training data could not be used so far."""
-        return self.train.bad.total + (self.fetcher.bad.total if self.fetcher is not None else 0)
-
-    @property
-    def has_validation(self) -> bool:
-        """Returns whether there is data to validate on."""
-        return self.held_out is not None
-
-    def validation(self) -> Loader:
-        """Returns a new pass over the validation data, `watch.validation_pairs` of it; close it.
-
-        Raises:
-            DataError: the recipe has no validation data.
-        """
-        if self.held_out is None:
-            raise DataError("the recipe has no validation data", "data.validation = a .beton data set")
-        return Loader(
-            self.recipe,
-            [self.held_out],
-            self.tokenizer,
-            rank=dist.rank(),
-            world=dist.world_size(),
-            split="evaluate",
-            pairs=self.recipe.watch.validation_pairs,
-        )
-
-    def __enter__(self) -> Data:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.train.close()
-        if self.fetcher is not None:
-            self.fetcher.close()
-
-
-def open_data(recipe: Recipe, cache: Path | None = None) -> Data:
-    """Returns the recipe's data sets, tokenizer and training loader, checked against each other.
-
-    Where `data.train` is empty, the synthetic world stands in: made in the cache the first time.
-
-    Args:
-        recipe: the resolved recipe.
-        cache: where made data is kept; None: `dsvlp` in the user's cache folder.
-
-    Raises:
-        DataError: a file is absent or damaged, or does not fit the recipe.
-    """
-    paths, validation = [Path(source.path) for source in recipe.data.train], recipe.data.validation
-    held_out = Path(validation) if validation is not None else None
-    if not paths:
-        made, made_held_out = ensure_world(recipe.data.synthetic, cache or cache_folder())
-        paths, held_out = [made], held_out or made_held_out
-    datasets = tuple(Dataset.open(nearest(path), verify="quick") for path in paths)
-    checked = Dataset.open(nearest(held_out), verify="quick") if held_out is not None else None
-    check_annotations(recipe, [*datasets, checked] if checked is not None else datasets)
-    tokenizer = choose_tokenizer(recipe, datasets)
-    world, fetcher = dist.world_size(), None
-    train = Loader(recipe, datasets, tokenizer, rank=dist.rank(), world=world, split="train")
-    if fetches_negatives(recipe):
-        fetcher = Fetcher(recipe, datasets, tokenizer, accumulation(recipe, world), world)
-    return Data(recipe, train, datasets, checked, tokenizer, facts(datasets, tokenizer), fetcher)
-
-
-def cache_folder() -> Path:
-    """Returns the folder for data that can be made again, `~/.cache/dsvlp` unless XDG says otherwise."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsvlp"
+    return pinned(batch) if torch.cuda.is_available() else batch, lane.mark()

@@ -21,6 +21,7 @@ FORMAT = 1
 BLOCK = 64 << 20
 NAME = "manifest.json"
 EXAMPLES = 20
+AGAIN = "Write the data set again"
 
 
 @dataclass
@@ -122,12 +123,17 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Writes `manifest.json`, whole or not at all, and waits until it is on the disk."""
-        partial = folder / f"{NAME}.partial"
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(self.to_json(), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(folder / NAME)
+        save(folder, self.to_json())
+
+
+def save(folder: Path, value: dict[str, Any]) -> None:
+    """Writes a manifest with its digest, whole or not at all, and waits until it is on the disk."""
+    partial = folder / f"{NAME}.partial"
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(folder / NAME)
 
 
 def digest(value: dict[str, Any]) -> str:
@@ -141,26 +147,38 @@ def load(folder: Path) -> Manifest:
     Raises:
         DataError: it is absent, damaged, or of another format.
     """
-    path = folder / NAME
-    if not path.is_file():
-        raise DataError(
-            f"{folder} has no {NAME}", "a data set written by `dsvlp data write`", "Check the path"
-        )
-    again = "Write the data set again"
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is damaged: {error}", fix=again) from error
-    if not isinstance(value, dict) or "digest" not in value:
-        raise DataError(f"{path} is damaged: it has no digest", fix=again)
-    if value.get("format") != FORMAT:
-        raise DataError(f"{path} has format {value.get('format')!r}", f"format {FORMAT}", again)
-    if digest({key: item for key, item in value.items() if key != "digest"}) != value["digest"]:
-        raise DataError(f"{path} is damaged: its digest does not fit its content", fix=again)
+    value = read(folder, FORMAT, "a data set written by `dsvlp data write`")
     try:
         return Manifest.from_json(value)
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is damaged: {error!r}", fix=again) from error
+        raise DataError(f"{folder / NAME} is damaged: {error!r}", fix=AGAIN) from error
+
+
+def read(folder: Path, format: int | str, what: str) -> dict[str, Any]:
+    """Returns what stands in the manifest of a folder, its digest checked.
+
+    Args:
+        folder: holds `manifest.json`.
+        format: the format that it must have.
+        what: what the folder should be, for messages.
+
+    Raises:
+        DataError: it is absent, damaged, or of another format.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        raise DataError(f"{folder} has no {NAME}", what, "Check the path")
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged: {error}", fix=AGAIN) from error
+    if not isinstance(value, dict) or "digest" not in value:
+        raise DataError(f"{path} is damaged: it has no digest", fix=AGAIN)
+    if value.get("format") != format:
+        raise DataError(f"{path} has format {value.get('format')!r}", f"format {format!r}: {what}", AGAIN)
+    if digest({key: item for key, item in value.items() if key != "digest"}) != value["digest"]:
+        raise DataError(f"{path} is damaged: its digest does not fit its content", fix=AGAIN)
+    return value
 
 
 def record(path: Path) -> FileRecord:

@@ -5,7 +5,7 @@ writes straight into its place of the micro-batch's tensor. Jobs never raise on 
 they return a `BadImage`. What they raise is meant for the user (a label that no table knows).
 `device_studio` is the counterpart for a GPU, with the same methods.
 
-Legend: I images, K boxes, S the side.
+Legend: I images, K boxes, H x W the canvas of a batch (`frames`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dsvlp.data.annotations import Annotations, PlacedBoxes
 from dsvlp.data.augment import Crop, place_image, place_map
 from dsvlp.data.buffers import Buffers
 from dsvlp.data.decode import BadImage, Decoder, EncodedImage
+from dsvlp.data.frames import Shape
 from dsvlp.data.lane import Lane
 from dsvlp.data.rows import StoredRow
 from dsvlp.data.threads import Threads
@@ -58,31 +59,34 @@ class Pictures:
     """The images of a micro-batch while they are made and after.
 
     Attributes:
-        images: float32 [I, 3, S, S], normalised; undefined until made.
-        segmentation: int64 [I, S, S], -1 to ignore, or None.
-        boxes: for each image its boxes in the output, or None.
+        images: float32 [I, 3, H, W], normalised; undefined until made.
+        segmentation: int64 [I, H, W], -1 to ignore, or None.
+        boxes: for each image its boxes in its frame, or None.
     """
 
     images: Tensor
     segmentation: Tensor | None
     boxes: list[PlacedBoxes | None]
 
+    @property
+    def canvas(self) -> Shape:
+        """H and W."""
+        return self.images.shape[2], self.images.shape[3]
+
 
 class PictureMaker(Protocol):
     """What makes the pictures of micro-batches. One thread calls it, but `lane.hand_over`.
 
     Attributes:
-        size: S.
         annotations: what is read beside the images.
         lane: the device that the pictures lie on.
     """
 
-    size: int
     annotations: Annotations
     lane: Lane
 
-    def blank(self, count: int) -> Pictures:
-        """Returns the unmade pictures of `count` images."""
+    def blank(self, count: int, canvas: Shape) -> Pictures:
+        """Returns the unmade pictures of `count` images on a canvas of this height and width."""
 
     def start(self, jobs: Sequence[Job], out: Pictures) -> Any:
         """Begins images; what it returns belongs to `finish`."""
@@ -106,25 +110,24 @@ class Studio:
 
     Args:
         decoder: the backend.
-        size: S.
         workers: threads; 0 works in the calling thread.
         annotations: what is read beside the images.
         pinned: whether the images lie in pinned memory, for a GPU that will fetch them.
     """
 
     def __init__(
-        self, decoder: Decoder, size: int, workers: int, annotations: Annotations, pinned: bool = False
+        self, decoder: Decoder, workers: int, annotations: Annotations, pinned: bool = False
     ) -> None:
-        self.size, self.annotations, self.lane = size, annotations, Lane(torch.device("cpu"))
+        self.annotations, self.lane = annotations, Lane(torch.device("cpu"))
         self._decoder, self._pinned = decoder, pinned
         self._buffers = Buffers(_IDLE_BUFFERS)
         self._threads = Threads(workers)
 
-    def blank(self, count: int) -> Pictures:
-        """Returns the unmade pictures of `count` images."""
-        shape, maps = (count, 3, self.size, self.size), None
+    def blank(self, count: int, canvas: Shape) -> Pictures:
+        """Returns the unmade pictures of `count` images on a canvas of this height and width."""
+        shape, maps = (count, 3, *canvas), None
         if self.annotations.segmentation is not None:
-            maps = torch.full((count, self.size, self.size), -1, pin_memory=self._pinned)
+            maps = torch.full((count, *canvas), -1, pin_memory=self._pinned)
         # torch keeps pinned memory until the last copy out of it is done; `Buffers` knows of no copies.
         images = torch.empty(shape, pin_memory=True) if self._pinned else self._buffers.take(shape)
         return Pictures(images, maps, [None] * count)
@@ -158,7 +161,7 @@ class Studio:
         if isinstance(classes, BadImage):
             return classes
         if classes is not None and out.segmentation is not None:
-            out.segmentation[job.place] = torch.from_numpy(place_map(classes, crop, self.size))
-        out.boxes[job.place] = self.annotations.boxes_of(row, crop, self.size, job.name)
+            out.segmentation[job.place] = torch.from_numpy(place_map(classes, crop, out.canvas))
+        out.boxes[job.place] = self.annotations.boxes_of(row, crop, job.name)
         place_image(pixels, crop, (row.height, row.width), out.images[job.place])
         return None

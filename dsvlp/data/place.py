@@ -4,9 +4,9 @@ What `augment.place_image` and `place_map` do image by image on the CPU. Maps ar
 images differ by rounding alone, for the CPU's fast resize rounds to 8 bits after each direction.
 
 Cost on a GPU: three launches an image, because every window has a size of its own (to float, resize, put in
-its place), and about ten a batch (mirror, normalise, padding; a map's whole path).
+its place), one more where it is mirrored, and about seven a batch (normalise, padding; a map's whole path).
 
-Legend: I images, S the output's side, h x w a decoded image, N pixels of all maps.
+Legend: I images, H x W the canvas, h x w a decoded image, N pixels of all maps.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsvlp.data.augment import Crop, scaled_window
+from dsvlp.data.frames import Shape
 from dsvlp.data.lane import Lane
 from dsvlp.types import IMAGENET_DEVIATION, IMAGENET_MEAN
 
 
 def place_images(
-    pixels: Sequence[Tensor], crops: Sequence[Crop], sources: Sequence[tuple[int, int]], size: int, lane: Lane
+    pixels: Sequence[Tensor], crops: Sequence[Crop], sources: Sequence[Shape], canvas: Shape, lane: Lane
 ) -> Tensor:
-    """Returns images float32 [I, 3, S, S] on the lane's device, normalised; 0 where there is padding.
+    """Returns images float32 [I, 3, H, W] on the lane's device, normalised; 0 where there is padding.
 
     Args:
         pixels: uint8 [3, h, w] each, the source or the source decoded at a fraction of its size.
         crops: where each output takes its pixels, in pixels of the source.
         sources: (height, width) of the sources.
-        size: S.
+        canvas: H and W.
         lane: holds the pixels.
     """
-    out = torch.zeros(len(crops), 3, size, size, device=lane.device)
+    out = torch.zeros(len(crops), 3, *canvas, device=lane.device)
     for picture, crop, source, place in zip(pixels, crops, sources, out, strict=True):
         target = (crop.target_height, crop.target_width)
         lines, columns = scaled_window(crop, source, (picture.shape[1], picture.shape[2]))
@@ -44,11 +45,7 @@ def place_images(
             window = F.interpolate(
                 window.float(), target, mode="bilinear", antialias=True, align_corners=False
             )
-        place[:, crop.lines(), crop.target_left : crop.target_left + crop.target_width] = window[0]
-    mirrored = np.flatnonzero([crop.flip for crop in crops])
-    if len(mirrored):
-        rows = lane.send(mirrored)
-        out.index_copy_(0, rows, out[rows].flip(3))
+        place[:, crop.lines(), crop.columns()] = window[0].flip(2) if crop.flip else window[0]
     return _normalise(out, crops, lane)
 
 
@@ -58,32 +55,30 @@ def _normalise(images: Tensor, crops: Sequence[Crop], lane: Lane) -> Tensor:
     shift = [-mean / deviation for mean, deviation in zip(IMAGENET_MEAN, IMAGENET_DEVIATION, strict=True)]
     factors = lane.send(np.array([scale, shift], np.float32))[:, :, None, None]  # [2, 3, 1, 1]
     images.mul_(factors[0]).add_(factors[1])
-    size = images.shape[-1]
-    if any((crop.target_height, crop.target_width) != (size, size) for crop in crops):
-        filled = np.zeros((2, len(crops), size), np.float32)
+    if any((crop.target_height, crop.target_width) != images.shape[2:] for crop in crops):
+        lines, columns = (np.zeros((len(crops), side), np.float32) for side in images.shape[2:])
         for number, crop in enumerate(crops):
-            filled[0, number, crop.lines()] = filled[1, number, crop.columns(size)] = 1
-        lines, columns = lane.send(filled)
-        images.mul_(lines[:, None, :, None] * columns[:, None, None, :])
+            lines[number, crop.lines()] = columns[number, crop.columns()] = 1
+        images.mul_(lane.send(lines)[:, None, :, None] * lane.send(columns)[:, None, None, :])
     return images
 
 
-def place_maps(maps: Sequence[np.ndarray], crops: Sequence[Crop], size: int, lane: Lane) -> Tensor:
-    """Returns maps under the output's pixel centres, int64 [I, S, S] on the device; -1 in the padding.
+def place_maps(maps: Sequence[np.ndarray], crops: Sequence[Crop], canvas: Shape, lane: Lane) -> Tensor:
+    """Returns maps under the output's pixel centres, int64 [I, H, W] on the device; -1 in the padding.
 
     Args:
-        maps: int32 [H, W] each, classes of the sources; they travel in one piece.
+        maps: int32 [h, w] each, classes of the sources; they travel in one piece.
         crops: where each output takes its pixels.
-        size: S.
+        canvas: H and W.
         lane: names the device.
     """
     begins = np.cumsum([0, *(classes.size for classes in maps[:-1])])
-    lines, columns = (np.full((len(maps), size), -1) for _ in range(2))
+    lines, columns = (np.full((len(maps), side), -1) for side in canvas)
     for number, (classes, crop) in enumerate(zip(maps, crops, strict=True)):
         own_lines, own_columns = crop.nearest()
         lines[number, crop.lines()] = begins[number] + own_lines * classes.shape[1]
-        columns[number, crop.columns(size)] = own_columns
+        columns[number, crop.columns()] = own_columns
     every = lane.send(np.concatenate([classes.ravel() for classes in maps]))  # [N]
     down, across = lane.send(lines)[:, :, None], lane.send(columns)[:, None, :]
-    found = every[(down + across).clamp_(min=0)]  # [I, S, S]
+    found = every[(down + across).clamp_(min=0)]  # [I, H, W]
     return torch.where((down >= 0) & (across >= 0), found, -1).long()

@@ -10,11 +10,12 @@ Legend: G groups (images) of k captions, P = G k pairs, group-major.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from dsvlp.data.dataset import Dataset
+from dsvlp.data.frames import Shape
 from dsvlp.data.mixture import Mixture
 from dsvlp.data.order import Order
 from dsvlp.data.partner import mismatched_half, partners
@@ -53,6 +54,21 @@ class Groups:
 
 
 @dataclass(frozen=True)
+class Dealt:
+    """The groups of a global batch.
+
+    Attributes:
+        groups: G groups; those from `real` on only fill the last batch.
+        real: groups that count.
+        canvas: height and width of their images, pixels; None for a model of objects.
+    """
+
+    groups: Groups
+    real: int
+    canvas: Shape | None
+
+
+@dataclass(frozen=True)
 class Plan:
     """A global batch, or a rank's micro-batch of one.
 
@@ -63,6 +79,7 @@ class Plan:
         matched: bool [P].
         partnerless: pairs of the global batch that had to stay matched, because no other image was found
             for them.
+        canvas: height and width of the global batch's images, pixels; None for a model of objects.
     """
 
     groups: Groups
@@ -71,15 +88,20 @@ class Plan:
     partner_image: np.ndarray
     matched: np.ndarray
     partnerless: int = 0
+    canvas: Shape | None = None
 
     def take(self, begin: int, end: int) -> Plan:
         """Returns the part of groups begin .. end-1."""
         captions = self.groups.samples.shape[1]
         pairs = slice(begin * captions, end * captions)
-        rest = (self.partner_source, self.partner_sample, self.partner_image, self.matched)
-        partner_source, partner_sample, partner_image, matched = (array[pairs] for array in rest)
-        groups = self.groups.take(slice(begin, end))
-        return Plan(groups, partner_source, partner_sample, partner_image, matched, self.partnerless)
+        return replace(
+            self,
+            groups=self.groups.take(slice(begin, end)),
+            partner_source=self.partner_source[pairs],
+            partner_sample=self.partner_sample[pairs],
+            partner_image=self.partner_image[pairs],
+            matched=self.matched[pairs],
+        )
 
 
 class Stream:
@@ -90,6 +112,7 @@ class Stream:
         captions: captions a group.
         open_shards: window of the order.
         seed: every draw depends on it.
+        tasks: the tasks whose samples are dealt.
     """
 
     def __init__(
@@ -99,9 +122,10 @@ class Stream:
         captions: int,
         open_shards: int,
         seed: int,
+        tasks: tuple[str, ...] = ("caption",),
     ) -> None:
         self._datasets, self._seed = datasets, seed
-        self._units = [Units(dataset, captions) for dataset in datasets]
+        self._units = [Units(dataset, captions, tasks) for dataset in datasets]
         self._orders = [
             Order(units.per_shard, open_shards, key_of(seed, "order", number))
             for number, units in enumerate(self._units)
@@ -137,6 +161,14 @@ class Stream:
             images[here] = hashes.view("<i8")[:, 0]
         return Groups(sources, epoch, unit, rows, images, samples, weight)
 
+    def sizes(self, groups: Groups) -> np.ndarray:
+        """Returns int64 [G, 2]: height and width in pixels of the groups' images."""
+        out = np.empty((len(groups.rows), 2), np.int64)
+        for number in np.unique(groups.source):
+            here = groups.source == number
+            out[here] = self._datasets[number].sizes(groups.rows[here])
+        return out
+
     def substitute(self, groups: Groups, attempt: int) -> Groups:
         """Returns the group that takes the place of one whose image is bad, drawn in its own source.
 
@@ -162,17 +194,16 @@ class Stream:
         return fold(key[:, None], groups.samples).reshape(-1)
 
 
-def plan(stream: Stream, positions: np.ndarray, real: int, key: int, swap: bool) -> Plan:
-    """Returns the global batch of the groups at `positions` int64 [G].
+def plan(dealt: Dealt, key: int, swap: bool) -> Plan:
+    """Returns the global batch of dealt groups, which become its own.
 
     Args:
-        stream: the source of groups.
-        positions: positions in the stream; those from `real` on only fill the last batch.
-        real: groups that count; the others get weight 0 and take no part in the choice of partners.
+        dealt: the groups; those that only fill the last batch get weight 0 and take no part in the choice of
+            partners.
         key: a hash of (seed, step).
         swap: False where no objective needs partners: every pair is then matched.
     """
-    groups = stream.at(positions)
+    groups, real = dealt.groups, dealt.real
     groups.weight[real:] = 0
     captions = groups.samples.shape[1]
     pairs = groups.samples.size
@@ -190,4 +221,5 @@ def plan(stream: Stream, positions: np.ndarray, real: int, key: int, swap: bool)
         np.repeat(groups.images, captions)[partner],
         matched,
         partnerless,
+        canvas=dealt.canvas,
     )

@@ -36,7 +36,7 @@ def make_parts(
         yield from (parts.make(path, chunk, rules) for path, chunk in numbered)
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy locks held by other threads
-    pool = ProcessPoolExecutor(processes, context, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(processes, context, initializer=end_with_parent)
     waiting: set[Future[Path]] = set()
     try:
         for path, chunk in numbered:
@@ -54,7 +54,7 @@ def make_parts(
         pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Ends this worker when the writer is killed; it would wait for work for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:

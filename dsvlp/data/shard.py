@@ -7,10 +7,11 @@ errors propagate, and the pages stand in the same order every time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from dsvlp.data.beton import (
     CURRENT_VERSION,
     MIN_PAGE_SIZE,
     DatasetWriter,
+    Field,
     FieldDescType,
     HeaderType,
     MemoryAllocator,
@@ -48,7 +50,7 @@ def page_size(largest_row: int) -> int:
 
 
 def write_shard(path: Path, rows: Iterable[Row], count: int, page: int) -> None:
-    """Writes `count` rows to a new FFCV file.
+    """Writes `count` rows of pictures to a new FFCV file.
 
     Args:
         path: the file; overwritten.
@@ -56,26 +58,67 @@ def write_shard(path: Path, rows: Iterable[Row], count: int, page: int) -> None:
         count: number of rows.
         page: FFCV's page size in bytes, at least the bytes of the largest row.
     """
-    fields = {name: field() for name, field in ROW.items()}
-    writer = DatasetWriter(str(path), fields, page_size=page, num_workers=1)
-    writer.num_samples = count
-    writer.prepare()
-    writer.metadata_sm.close()
-    writer.metadata_sm.unlink()
-    # /dev/shm is often 64 MB in a container; writing past its end kills the process without a word.
-    memory = bytearray(count * writer.metadata_type.itemsize)
-    writer.metadata_sm = SimpleNamespace(buf=memory)
-    metadata = np.frombuffer(memory, writer.metadata_type)
-    allocator = MemoryAllocator(str(path), writer.data_region_start, page)
-    with allocator:
-        for number, row in enumerate(rows):
-            values = (row.image, row.boxes, row.box_labels, row.map)
-            handle_sample(values, number, writer.metadata_type.names, metadata, allocator, fields)
-    writer.finalize(allocator.allocations)
-    check_shard(path, count)  # FFCV does not look whether a nearly full disk took the whole page
+    shard = ShardWriter(path, count, page, ROW)
+    try:
+        for row in rows:
+            shard.append((row.image, row.boxes, row.box_labels, row.map))
+        shard.finish()
+    finally:
+        shard.close()
 
 
-def check_shard(path: Path, rows: int) -> np.ndarray:
+class ShardWriter:
+    """Writes a new FFCV file row by row.
+
+    Args:
+        path: the file; overwritten.
+        count: rows that will be appended, at least one.
+        page: FFCV's page size in bytes, at least the bytes of the largest row.
+        fields: a row's fields in order.
+
+    Attributes:
+        rows: rows appended so far.
+    """
+
+    def __init__(self, path: Path, count: int, page: int, fields: Mapping[str, type[Field]]) -> None:
+        self._path, self._count, self._schema = path, count, fields
+        self._fields = {name: field() for name, field in fields.items()}
+        self._writer = writer = DatasetWriter(str(path), self._fields, page_size=page, num_workers=1)
+        writer.num_samples = count
+        writer.prepare()
+        writer.metadata_sm.close()
+        writer.metadata_sm.unlink()
+        # /dev/shm is often 64 MB in a container; writing past its end kills the process without a word.
+        memory = bytearray(count * writer.metadata_type.itemsize)
+        writer.metadata_sm = SimpleNamespace(buf=memory)
+        self._metadata = np.frombuffer(memory, writer.metadata_type)
+        self._allocator = MemoryAllocator(str(path), writer.data_region_start, page)
+        self._allocator.__enter__()
+        self.rows = 0
+
+    def append(self, values: Sequence[Any]) -> None:
+        """Writes a row's values, in the order of the fields."""
+        names = self._writer.metadata_type.names
+        handle_sample(values, self.rows, names, self._metadata, self._allocator, self._fields)
+        self.rows += 1
+
+    def finish(self) -> None:
+        """Completes the file and checks it.
+
+        Raises:
+            DataError: it is damaged: FFCV does not look whether a nearly full disk took the whole page.
+        """
+        assert self.rows == self._count, f"{self.rows} rows of {self._count}"
+        self._allocator.__exit__(None, None, None)
+        self._writer.finalize(self._allocator.allocations)
+        check_shard(self._path, self._count, self._schema)
+
+    def close(self) -> None:
+        """Lets go of the file; one that was not finished is worthless."""
+        self._allocator.fp.close()
+
+
+def check_shard(path: Path, rows: int, fields: Mapping[str, type[Field]] = ROW) -> np.ndarray:
     """Checks an FFCV file's header, metadata and allocation table and returns the rows' metadata.
 
     FFCV itself accepts a cut allocation table and then reads wrong samples.
@@ -86,17 +129,16 @@ def check_shard(path: Path, rows: int) -> np.ndarray:
     try:
         size = path.stat().st_size
         header = np.fromfile(path, HeaderType, 1)[0]
-        descriptors = np.fromfile(path, FieldDescType, len(ROW), offset=HeaderType.itemsize)
+        descriptors = np.fromfile(path, FieldDescType, len(fields), offset=HeaderType.itemsize)
     except (OSError, IndexError) as error:
         raise DataError(f"{path} has no FFCV header: {error}", fix="Write the data set again") from error
-    start = HeaderType.itemsize + len(ROW) * FieldDescType.itemsize
-    types = get_metadata_type([field() for field in ROW.values()])
-    data_start, table = start + rows * types.itemsize, int(header["alloc_table_ptr"])
+    data_start = _metadata_start(fields) + rows * _metadata_type(fields).itemsize
+    table = int(header["alloc_table_ptr"])
     names = [entry.tobytes().rstrip(b"\0").decode("latin1") for entry in descriptors["name"]]
-    problem = _header_problem(header, names, rows, data_start, table, size)
+    problem = _header_problem(header, names, list(fields), rows, data_start, table, size)
     if problem:
         raise DataError(f"{path} is damaged: {problem}", fix="Copy or write the data set again")
-    metadata = np.memmap(path, types, "r", offset=start, shape=(rows,))
+    metadata = row_metadata(path, rows, fields)
     allocations = np.memmap(path, ALLOC_TABLE_TYPE, "r", offset=table)
     problem = _pointer_problem(metadata, allocations, data_start, table)
     if problem:
@@ -104,13 +146,26 @@ def check_shard(path: Path, rows: int) -> np.ndarray:
     return metadata
 
 
+def row_metadata(path: Path, rows: int, fields: Mapping[str, type[Field]] = ROW) -> np.ndarray:
+    """Returns the mapped metadata of an FFCV file's rows, whose header has been checked."""
+    return np.memmap(path, _metadata_type(fields), "r", offset=_metadata_start(fields), shape=(rows,))
+
+
+def _metadata_type(fields: Mapping[str, type[Field]]) -> np.dtype:
+    return get_metadata_type([field() for field in fields.values()])
+
+
+def _metadata_start(fields: Mapping[str, type[Field]]) -> int:
+    return HeaderType.itemsize + len(fields) * FieldDescType.itemsize
+
+
 def _header_problem(
-    header: np.void, names: list[str], rows: int, data_start: int, table: int, size: int
+    header: np.void, names: list[str], fields: list[str], rows: int, data_start: int, table: int, size: int
 ) -> str:
-    if header["version"] != CURRENT_VERSION or header["num_fields"] != len(ROW):
+    if header["version"] != CURRENT_VERSION or header["num_fields"] != len(fields):
         return f"version {header['version']} with {header['num_fields']} fields"
-    if names != list(ROW):
-        return f"its fields are {names}, expected {list(ROW)}"
+    if names != fields:
+        return f"its fields are {names}, expected {fields}"
     if header["num_samples"] != rows:
         return f"its header says {header['num_samples']} rows, the manifest {rows}"
     if not data_start <= table < size:

@@ -1,4 +1,4 @@
-"""Draws a contact sheet of a data set: pictures with their boxes and maps, and their texts.
+"""Draws a contact sheet of a data set: pictures with their boxes, regions and maps, and their texts.
 
 As PNG (Pillow alone) or as one HTML file that holds its pictures.
 """
@@ -17,19 +17,22 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dsvlp.data.check import StoredValues, rows
 from dsvlp.data.dataset import Dataset
+from dsvlp.data.features.rows import NO_CLASS
+from dsvlp.data.features.stored import Features
 from dsvlp.errors import DataError
 from dsvlp.seed import integers, key_of
 from dsvlp.types import LabelTable
 
 _SIDE, _GAP, _LINE, _COLUMNS = 256, 12, 13, 4
 _TEXT_LINES = 7
+_OBJECTS = 12  # of region features: more would hide the picture
 _MAP_OPACITY = 0.45
 _STYLE = "body{font:14px sans-serif;margin:2em}img{max-height:300px;margin:0 8px 0 0}small{color:#666}"
 
 
 @dataclass(frozen=True)
 class Card:
-    """One image as it is shown: the picture as it is, with its boxes, with its map; its id and texts."""
+    """One image as it is shown: as it is, with its boxes, its regions, its map; its id and texts."""
 
     id: str
     pictures: list[Image.Image]
@@ -37,8 +40,15 @@ class Card:
     classes: list[str]
 
 
-def show(dataset: Dataset, out: Path, count: int, first: int = 0) -> None:
+def show(dataset: Dataset, out: Path, count: int, first: int = 0, features: Features | None = None) -> None:
     """Writes the contact sheet of rows `first` to `first + count`, as the suffix of `out` says.
+
+    Args:
+        dataset: opened without its features, so that its boxes are its own.
+        out: a .png or .html file.
+        count: rows at most.
+        first: the first row.
+        features: whose most confident objects are drawn, on a picture of their own.
 
     Raises:
         DataError: the suffix is neither .png nor .html, or there is no such row.
@@ -48,7 +58,7 @@ def show(dataset: Dataset, out: Path, count: int, first: int = 0) -> None:
     if not 0 <= first < dataset.images:
         raise DataError(f"--first {first}", f"a row from 0 to {dataset.images - 1}")
     wanted = np.arange(first, min(first + count, dataset.images))
-    cards = [card(dataset, stored) for stored in rows(dataset, wanted)]
+    cards = [card(dataset, stored, features) for stored in rows(dataset, wanted)]
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".png":
         sheet(cards).save(out)
@@ -56,7 +66,7 @@ def show(dataset: Dataset, out: Path, count: int, first: int = 0) -> None:
         out.write_text(page(cards, dataset), encoding="utf-8")
 
 
-def card(dataset: Dataset, stored: StoredValues) -> Card:
+def card(dataset: Dataset, stored: StoredValues, features: Features | None = None) -> Card:
     """Returns one image with everything that is known of it."""
     picture = Image.open(io.BytesIO(stored.jpeg)).convert("RGB")
     first, end = dataset.first_sample[stored.row : stored.row + 2]
@@ -65,6 +75,8 @@ def card(dataset: Dataset, stored: StoredValues) -> Card:
     pictures, classes = [picture], []
     if len(stored.boxes_xyxy) and dataset.boxes is not None:
         pictures.append(with_boxes(picture, stored.boxes_xyxy, stored.box_labels, dataset.boxes))
+    if features is not None:
+        pictures.append(with_regions(picture, features, stored.row))
     if stored.map_png and dataset.segmentation is not None:
         ids = np.asarray(Image.open(io.BytesIO(stored.map_png)))
         pictures.append(with_map(picture, ids, dataset.segmentation))
@@ -76,7 +88,7 @@ def card(dataset: Dataset, stored: StoredValues) -> Card:
 def _sample_text(dataset: Dataset, number: int) -> str:
     sample = dataset.samples[number]
     text = dataset.text(int(sample["text"]))
-    if answers := dataset.answers(number):
+    if answers := dataset.answers_of(number):
         text += " " + " / ".join(answer for answer, _ in answers)
     return text if sample["label"] < 0 else f"{text} [{'true' if sample['label'] else 'false'}]"
 
@@ -98,6 +110,17 @@ def with_boxes(
         pen.rectangle(box, outline=colour(label), width=max(2, picture.width // 200))
         pen.text((box[0] + 3, box[1] + 1), names[label], fill=colour(label), font=font)
     return drawn
+
+
+def with_regions(picture: Image.Image, features: Features, row: int) -> Image.Image:
+    """Returns the picture with the most confident objects of its region features drawn on it."""
+    (about,) = features.about(np.array([row]))
+    there = about[about["is_object"] != 0]
+    chosen = there[np.argsort(-there["confidence"], kind="stable")[:_OBJECTS]]
+    boxes = chosen["box"] * np.array([picture.width, picture.height] * 2)
+    names = features.table.names if features.table is not None else ()
+    classes = LabelTable("objects", (NO_CLASS, *range(len(names))), ("", *names))
+    return with_boxes(picture, boxes, chosen["label"], classes)
 
 
 def with_map(picture: Image.Image, ids: np.ndarray, table: LabelTable) -> Image.Image:

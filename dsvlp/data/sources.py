@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dsvlp.data.dataset import Dataset
+from dsvlp.data.pseudo import PseudoLabels
 from dsvlp.data.rows import RowReader, StoredRow
 
 
@@ -20,10 +21,17 @@ class Sources:
         datasets: the data sets, in the order that numbers them.
         annotations: what is read beside an image, see `RowReader`.
         open_shards: shards of each data set that stay open.
+        pseudo: which of its features' objects give an image's boxes; None: the boxes are its own.
     """
 
-    def __init__(self, datasets: Sequence[Dataset], annotations: frozenset[str], open_shards: int) -> None:
-        self._datasets = datasets
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        annotations: frozenset[str],
+        open_shards: int,
+        pseudo: PseudoLabels | None = None,
+    ) -> None:
+        self._datasets, self._pseudo = datasets, pseudo
         self._readers = [RowReader(dataset, annotations, open_shards) for dataset in datasets]
         self._first_row = _starts([dataset.images for dataset in datasets])
         self._first_sample = _starts([dataset.samples_count for dataset in datasets])
@@ -33,7 +41,10 @@ class Sources:
         out: list[StoredRow | None] = [None] * len(rows)
         for number in np.unique(source):
             places = np.flatnonzero(source == number)
-            for place, row in zip(places, self._readers[number].read(rows[places]), strict=True):
+            stored, features = self._readers[number].read(rows[places]), self._datasets[number].features
+            if self._pseudo is not None and features is not None:
+                stored = self._pseudo.given(features, rows[places], stored)
+            for place, row in zip(places, stored, strict=True):
                 out[place] = row
         return out  # type: ignore[return-value]
 
@@ -48,6 +59,13 @@ class Sources:
         """Returns the samples' texts."""
         return [
             self._datasets[number].text(int(self._datasets[number].samples["text"][sample]))
+            for number, sample in zip(source.tolist(), samples.tolist(), strict=True)
+        ]
+
+    def answers(self, source: np.ndarray, samples: np.ndarray) -> list[list[tuple[str, float]]]:
+        """Returns the samples' (answer, score) pairs, none of a caption."""
+        return [
+            self._datasets[number].answers_of(sample)
             for number, sample in zip(source.tolist(), samples.tolist(), strict=True)
         ]
 

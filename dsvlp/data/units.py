@@ -1,5 +1,7 @@
 """What an order deals: a data set's caption samples, or groups of an image's captions.
 
+Where questions are trained on, they are dealt as captions are, and "caption" below means both.
+
 With one caption an image a unit is a sample. With `captions_per_image` = k an image's captions are
 permuted in every epoch and cut into groups of k; the last group repeats its own captions with
 weight 0. Units are numbered through the rows, and finding unit u takes a coarse table of at most
@@ -18,7 +20,6 @@ from dsvlp.data.tables import TASKS
 from dsvlp.errors import DataError
 from dsvlp.seed import fold, key_of
 
-_CAPTION = TASKS.index("caption")
 _BLOCKS = 1 << 16
 _CHUNK = 1 << 20
 
@@ -44,21 +45,27 @@ class Units:
     Args:
         dataset: the data set; samples of other tasks are passed over.
         captions: `captions_per_image`.
+        tasks: the tasks whose samples are dealt.
 
     Raises:
         DataError: there is no caption.
     """
 
-    def __init__(self, dataset: Dataset, captions: int) -> None:
+    def __init__(self, dataset: Dataset, captions: int, tasks: tuple[str, ...] = ("caption",)) -> None:
         self._dataset, self._captions = dataset, captions
+        self._dealt_tasks = np.array([task in tasks for task in TASKS])
         if captions == 1:
-            self._table = CountTable(dataset.samples_count, self._is_caption)
+            self._table = CountTable(
+                dataset.samples_count, lambda begin, end: self._is_dealt(slice(begin, end))
+            )
         else:
             self._table = CountTable(dataset.images, self._groups_of)
         self.count = self._table.total
         if not self.count:
             raise DataError(
-                f"{dataset.path} has no captions", "at least one caption", "Choose another data set"
+                f"{dataset.path} has no {'s and no '.join(tasks)}s",
+                "at least one",
+                "Choose another data set; questions are dealt where a recipe has [objectives.qa]",
             )
 
     @property
@@ -90,7 +97,7 @@ class Units:
         span = np.arange(int((end - first).max()))
         samples = first[:, None] + span  # [G, most]
         inside = samples < end[:, None]
-        inside &= self._dataset.samples["task"][np.where(inside, samples, 0)] == _CAPTION
+        inside &= self._is_dealt(np.where(inside, samples, 0))
         draws = fold(fold(keys, key_of("captions"))[:, None], samples)
         order = np.lexsort((draws, ~inside), axis=1)  # captions first, in a drawn order
         begin = ordinals * self._captions
@@ -100,12 +107,14 @@ class Units:
         dealt = np.take_along_axis(samples, np.take_along_axis(order, place, 1), 1)
         return dealt, (slot < left[:, None]).astype(np.float32)
 
-    def _is_caption(self, begin: int, end: int) -> np.ndarray:
-        return self._dataset.samples["task"][begin:end] == _CAPTION
+    def _is_dealt(self, samples: np.ndarray | slice) -> np.ndarray:
+        """Returns bool: which samples are of the tasks that are dealt."""
+        dealt: np.ndarray = self._dealt_tasks[self._dataset.samples["task"][samples]]
+        return dealt
 
     def _groups_of(self, begin: int, end: int) -> np.ndarray:
         first = np.asarray(self._dataset.first_sample[begin : end + 1])
-        captions = self._dataset.samples["task"][first[0] : first[-1]] == _CAPTION
+        captions = self._is_dealt(slice(int(first[0]), int(first[-1])))
         before = np.concatenate([[0], np.cumsum(captions)])[first - first[0]]
         return -(-np.diff(before) // self._captions)
 

@@ -1,4 +1,4 @@
-"""Where a data set stands while it is written: `.X.beton.partial`, locked, and taken up again.
+"""Where a data set or its features stand while they are written: `.X.beton.partial`, locked, taken up again.
 
 `.X.beton.partial/` holds the files to be, and `work/` what is needed on the way: the arguments, the
 lock, the parts. The manifest is written last; the folder is then renamed to `X.beton`.
@@ -31,9 +31,9 @@ class Workplace:
             interrupted writing had other arguments.
     """
 
-    def __init__(self, out: Path, arguments: dict[str, Any], force: bool) -> None:
-        if out.suffix != ".beton":
-            raise DataError(f"--out {out}", "a name that ends in .beton", f"Use {out}.beton")
+    def __init__(self, out: Path, arguments: dict[str, Any], force: bool, suffix: str = ".beton") -> None:
+        if out.suffix != suffix:
+            raise DataError(f"--out {out}", f"a name that ends in {suffix}", f"Use {out}{suffix}")
         self.out, self.folder = out, out.with_name(f".{out.name}.partial")
         self.work = self.folder / "work"
         self._old = out.with_name(f".{out.name}.old")

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from dsvlp.data import manifest as manifests
 from dsvlp.data import parts
+from dsvlp.data.answers import AnswerRule, load_table
 from dsvlp.data.collect import Collector
 from dsvlp.data.dataset import shard_name
 from dsvlp.data.fields import ROW, StoredImage
@@ -48,6 +49,9 @@ class Options:
         max_pixels: most pixels of an image, judged from its header.
         force: replace a complete data set of the same name.
         progress: show a bar.
+        answers: a file with the answer table, or a data set whose table it shares; None: the source's own,
+            or one made of its answers.
+        answer_count: questions that must give an answer for it to stand in a made table; VQA's usual 9.
     """
 
     processes: int = 2
@@ -56,6 +60,8 @@ class Options:
     max_pixels: int = MAX_PIXELS
     force: bool = False
     progress: bool = True
+    answers: Path | None = None
+    answer_count: int = 9
 
 
 def write(reader: Reader, out: Path, options: Options = Options()) -> Manifest:
@@ -65,17 +71,20 @@ def write(reader: Reader, out: Path, options: Options = Options()) -> Manifest:
         DataError: the input is wrong, too many images are missing, `out` exists, an interrupted
             writing had other arguments, or the disk is full.
     """
+    given = load_table(options.answers) if options.answers is not None else reader.tables.answers
+    rule = AnswerRule(given, options.answer_count)
     arguments = {
         "reader": reader.name,
         "source": reader.source,
         **reader.arguments,
         "rows_per_shard": options.rows_per_shard,
         "max_pixels": options.max_pixels,
+        "answers": given.name if given is not None else f"of {options.answer_count} questions",
     }
     try:
         with Workplace(Path(out), arguments, options.force) as place:
             if not place.complete:
-                _write(reader, place, options)
+                _write(reader, place, options, rule)
             place.publish()
             return manifests.load(Path(out))
     except OSError as error:
@@ -85,8 +94,8 @@ def write(reader: Reader, out: Path, options: Options = Options()) -> Manifest:
         ) from error
 
 
-def _write(reader: Reader, place: Workplace, options: Options) -> None:
-    collector = Collector(place.work)
+def _write(reader: Reader, place: Workplace, options: Options, rule: AnswerRule) -> None:
+    collector = Collector(place.work, rule)
     rules = Rules(options.max_pixels, reader.tables.segmentation, reader.tables.boxes)
     finished, missing = [], Tally()
     with tqdm(total=reader.images, unit=" images", disable=not options.progress) as bar:
@@ -108,6 +117,10 @@ def _write(reader: Reader, place: Workplace, options: Options) -> None:
             "Check the paths",
         )
     samples, tables = collector.write_tables(place.folder, layout.row_of, LOST_IMAGE)
+    if options.answers is not None and "answers" not in tables:
+        raise DataError(
+            f"{reader.source} has no question with an answer", "at least one, for --answers", "Leave it out"
+        )
     write_strings(place.folder, "ids", layout.ids)
     np.save(place.folder / "hashes.npy", np.frombuffer(b"".join(layout.hashes), "u1").reshape(-1, 32))
     shard_rows = _write_shards(

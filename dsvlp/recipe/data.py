@@ -15,6 +15,9 @@ class Source(Strict):
 
     path: str
     weight: PositiveFloat = 1.0
+    features: str | None = Field(
+        None, description="its region features: a model of objects reads them, SPL takes its labels from them"
+    )
 
 
 class Synthetic(Strict):
@@ -33,7 +36,9 @@ class Augment(Strict):
     flip_text_words: bool = Field(
         False, description="text words (sign, letters, reads ...) forbid a flip too"
     )
-    scale: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.2)
+    scale: tuple[PositiveFloat, PositiveFloat] = Field(
+        (0.8, 1.2), description="of square crops; images that keep their aspect are not cropped"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> "Augment":
@@ -47,6 +52,7 @@ class Data(Strict):
 
     train: list[Source] = []
     validation: str | None = None
+    validation_features: str | None = Field(None, description="the validation data's region features")
     synthetic: Synthetic = Synthetic()
     tokenizer: str | None = Field(
         None, description="folder or hub name; None: the vocabulary beside the data"
@@ -61,5 +67,10 @@ class Data(Strict):
     )
     prefetch: Positive = Field(2, description="micro-batches made ahead")
     open_shards: Positive = Field(4, description="rows are shuffled inside a window of this many shards")
+    bucket_window: Positive = Field(
+        16,
+        description="images that keep their aspect (model.longest_side): global batches sorted by aspect "
+        "together, so that each has images of like shape",
+    )
     max_bad_share: Share = Field(0.01, description="share of unreadable images past which the run stops")
     timeout_seconds: PositiveFloat = 300.0

@@ -83,14 +83,19 @@ def test_recipes_lists_every_shipped_recipe_with_its_cost():
     printed = CliRunner().invoke(recipes.command, []).output
     for path in (ROOT / "dsvlp/recipes").glob("*.toml"):
         line = next(line for line in printed.splitlines() if line.split()[:1] == [path.stem])
-        assert " M " in line
+        numbers = [word.replace(",", "") for word in line.split()[2:6]]
+        assert all(float(number) > 0 for number in numbers)
+    assert "470 V100-h" in printed and "4,000 V100-h (estimate)" in printed
 
 
 def test_keys_name_type_default_and_meaning():
     lines = CliRunner().invoke(recipes.command, ["--keys"]).output.splitlines()
     assert "optimizer.lr: number > 0" in lines
-    assert "data.augment.scale: [number > 0, number > 0] = [0.8, 1.2]" in lines
-    assert any(line.startswith("model.image (kind resnet).segmentation: ") for line in lines)
+    assert any(
+        line.startswith("data.augment.scale: [number > 0, number > 0] = [0.8, 1.2]  # of") for line in lines
+    )
+    start = "model (system svl).image (kind resnet).segmentation: "
+    assert any(line.startswith(start) for line in lines)
     zero = next(line for line in lines if line.startswith("engine.zero: "))
     assert '"zero1" | "zero2"' in zero and zero.endswith('= "zero1"')
 

@@ -38,7 +38,15 @@ main(["plan", "pretrain_fiber", "--nodes", "4", "--gpus", "8", "--gpu", "h200", 
 
 
 @pytest.mark.parametrize(
-    ("recipe", "gpus"), [("pretrain_svl", 1), ("pretrain_fiber", 8), ("pretrain_meter", 16), ("tiny_svl", 2)]
+    ("recipe", "gpus"),
+    [
+        ("pretrain_svl", 1),
+        ("pretrain_fiber", 8),
+        ("pretrain_meter", 16),
+        ("pretrain_pixelbert", 16),
+        ("pretrain_semvlp", 4),
+        ("tiny_svl", 2),
+    ],
 )
 def test_a_plan_names_stages_hours_and_that_it_is_arithmetic(recipe, gpus):
     out = printed(recipe, "--gpus", str(gpus), "--gpu", "h200")

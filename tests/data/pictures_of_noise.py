@@ -41,13 +41,14 @@ def make_dataset(
     rows_per_shard: int = 1000,
     maps: bool = False,
     seed: int = 0,
+    sides: Sequence[tuple[int, int]] = SIDES,
 ) -> Dataset:
     """Writes image i with `captions[i]` captions "picture i caption j"; maps and boxes for even images."""
     raw = folder / f"{name}-raw"
     raw.mkdir(parents=True)
     sources = []
     for number in range(len(captions)):
-        height, width = SIDES[number % 3]
+        height, width = sides[number % len(sides)]
         path = raw / f"{number:04d}.jpg"
         path.write_bytes(jpeg(seed + number, height, width))
         extra = {}

@@ -89,8 +89,8 @@ def test_what_may_not_flip_is_never_flipped():
 
 def test_maps_move_as_the_slow_reference_says():
     classes = np.random.default_rng(0).integers(0, 5, (45, 60))
-    for crop in [*drawn(12), whole(45, 60, S)]:
-        placed = place_map(classes, crop, S)
+    for crop in [*drawn(12), whole(45, 60, (S, S))]:
+        placed = place_map(classes, crop, (S, S))
         for line in range(S):
             for column in range(S):
                 point = source_of(crop, line, column)
@@ -101,7 +101,7 @@ def test_maps_move_as_the_slow_reference_says():
 def test_nearest_takes_cell_centres():
     checker = np.indices((64, 64)).sum(0) % 2
     checker[16::32, 16::32] = 7  # the centre of each 32-pixel cell, and nothing at its corner
-    assert (place_map(checker, whole(64, 64, 2), 2) == 7).all()
+    assert (place_map(checker, whole(64, 64, (2, 2)), (2, 2)) == 7).all()
 
 
 def test_boxes_move_with_the_map():
@@ -109,8 +109,8 @@ def test_boxes_move_with_the_map():
         box = np.array([[10, 12, 41, 37]], np.float32)
         inside = np.zeros((45, 60), int)
         inside[12:37, 10:41] = 1
-        placed = place_map(inside, crop, S) == 1
-        (cx, cy, w, h), share = place_boxes(box, crop, S)[0][0] * S, place_boxes(box, crop, S)[1][0]
+        placed = place_map(inside, crop, (S, S)) == 1
+        (cx, cy, w, h), share = place_boxes(box, crop)[0][0] * S, place_boxes(box, crop)[1][0]
         assert 0 < share <= 1
         lines, columns = np.flatnonzero(placed.any(1)), np.flatnonzero(placed.any(0))
         assert abs(cy - h / 2 - lines[0]) <= 1 and abs(cy + h / 2 - lines[-1] - 1) <= 1
@@ -118,9 +118,9 @@ def test_boxes_move_with_the_map():
 
 
 def test_the_share_of_a_box_that_is_left_is_its_area_inside_the_crop():
-    crop = Crop(0, 10, 20, 20, 0, 0, S, S)
+    crop = Crop(0, 10, 20, 20, 0, 0, S, S, (S, S))
     boxes = np.array([[0, 0, 20, 20], [12, 2, 18, 8], [0, 0, 5, 5]], np.float32)
-    cxcywh, share = place_boxes(boxes, crop, S)
+    cxcywh, share = place_boxes(boxes, crop)
     assert share.tolist() == pytest.approx([0.5, 1.0, 0.0])
     assert cxcywh[0].tolist() == pytest.approx([0.25, 0.5, 0.5, 1.0])
     assert cxcywh[2, 2] == 0
@@ -132,7 +132,7 @@ def test_images_equal_pillows_resize_of_the_window():
             (60, 45)
         )
     )
-    for crop in [*drawn(12), whole(45, 60, S)]:
+    for crop in [*drawn(12), whole(45, 60, (S, S))]:
         out = torch.full((3, S, S), torch.nan)
         place_image(pixels, crop, (45, 60), out)
         window = Image.fromarray(
@@ -154,7 +154,7 @@ def test_padding_is_the_mean_colour():
     out = torch.full((3, S, S), torch.nan)
     place_image(np.full((45, 60, 3), 255, np.uint8), crop, (45, 60), out)
     filled = torch.zeros(S, S, dtype=torch.bool)
-    filled[crop.lines(), crop.columns(S)] = True
+    filled[crop.lines(), crop.columns()] = True
     assert (out[:, ~filled] == 0).all() and (out[:, filled] > 2).all()
 
 
@@ -165,7 +165,7 @@ def test_a_source_decoded_at_half_its_size_gives_the_same_picture():
         )
     )
     half = np.asarray(Image.fromarray(pixels).resize((160, 120), Image.Resampling.BOX))
-    crop = Crop(40, 60, 180, 200, 0, 0, S, S, flip=True)
+    crop = Crop(40, 60, 180, 200, 0, 0, S, S, (S, S), flip=True)
     full, reduced = torch.empty(3, S, S), torch.empty(3, S, S)
     place_image(pixels, crop, (240, 320), full)
     place_image(half, crop, (240, 320), reduced)

@@ -18,4 +18,17 @@ def test_no_more_than_the_limit_lies_idle():
     buffers = Buffers(keep=1)
     held = [buffers.take((3,)) for _ in range(4)]
     held.clear()
-    assert len(buffers._idle[3]) == 1
+    assert len(buffers._idle) == 1
+
+
+def test_a_tensor_gets_the_smallest_memory_that_holds_it_and_what_is_too_small_makes_room():
+    buffers = Buffers(keep=2)
+    held = [buffers.take((size,)) for size in (10, 30)]
+    addresses = [tensor.data_ptr() for tensor in held]
+    held.clear()
+    assert buffers.take((4, 2)).data_ptr() == addresses[0]
+    large = buffers.take((5, 8))  # no idle memory is large enough: the oldest goes
+    address = large.data_ptr()
+    del large
+    assert sorted(memory.size for memory in buffers._idle) == [10, 40]
+    assert buffers.take((40,)).data_ptr() == address

@@ -43,18 +43,18 @@ def stored(data: bytes, height: int = 48, width: int = 64) -> StoredRow:
 
 
 def jobs_of(files: list[bytes]) -> list[Job]:
-    return [Job(stored(data), whole(48, 64, S), n, f"picture {n}") for n, data in enumerate(files)]
+    return [Job(stored(data), whole(48, 64, (S, S)), n, f"picture {n}") for n, data in enumerate(files)]
 
 
 def develop(studio: DeviceStudio | Studio, files: list[bytes]) -> tuple[Pictures, list[BadImage | None]]:
-    pictures = studio.blank(len(files))
+    pictures = studio.blank(len(files), (S, S))
     faults = studio.finish(studio.start(jobs_of(files), pictures), pictures)
     studio.close()
     return pictures, faults
 
 
 def device(decoder: FakeDevice | None = None, workers: int = 0) -> DeviceStudio:
-    return DeviceStudio(decoder or FakeDevice(), S, workers, NOTHING)
+    return DeviceStudio(decoder or FakeDevice(), workers, NOTHING)
 
 
 GOOD = [jpeg(n, 48, 64) for n in range(6)]
@@ -72,7 +72,7 @@ def test_progressive_cmyk_and_damaged_jpegs_harm_no_other_image_of_their_batch(w
     alone, _ = develop(device(), GOOD[:5])
     assert [n for n, fault in enumerate(faults) if fault is not None] == [4, 6, 8]
     assert torch.equal(pictures.images[[0, 2, 5, 7, 9]], alone.images)
-    by_cpu, cpu_faults = develop(Studio(CPUDecoder(), S, 0, NOTHING), files)
+    by_cpu, cpu_faults = develop(Studio(CPUDecoder(), 0, NOTHING), files)
     assert faults == cpu_faults  # the same images are bad, for the same reasons
     assert (pictures.images - by_cpu.images)[[0, 1, 2, 3, 5, 7, 9]].abs().max() < CLOSE
 
@@ -99,7 +99,7 @@ def test_what_the_device_does_not_decode_the_cpu_does():
     studio = device(Choosy())
     pictures, faults = develop(studio, GOOD)
     assert not any(faults) and studio.refused == 2
-    by_cpu, _ = develop(Studio(CPUDecoder(), S, 0, NOTHING), GOOD)
+    by_cpu, _ = develop(Studio(CPUDecoder(), 0, NOTHING), GOOD)
     assert (pictures.images - by_cpu.images).abs().max() < CLOSE
 
 
@@ -235,13 +235,13 @@ def test_too_many_bad_images_stop_the_run(tmp_path):
 
 def test_a_label_that_no_table_knows_names_file_and_value():
     narrow = Annotations(replace(TABLE, ids=TABLE.ids[:2], names=TABLE.names[:2]), None)
-    studio = DeviceStudio(FakeDevice(), S, 0, narrow)
+    studio = DeviceStudio(FakeDevice(), 0, narrow)
     row = replace(
         stored(GOOD[0]), map_png=np.frombuffer(encoded(np.full((48, 64), 9, np.uint8), "PNG"), np.uint8)
     )
-    pictures = studio.blank(1)
+    pictures = studio.blank(1, (S, S))
     with pytest.raises(DataError, match=r"noise/1 has the segmentation label 9"):
-        studio.finish(studio.start([Job(row, whole(48, 64, S), 0, "noise/1")], pictures), pictures)
+        studio.finish(studio.start([Job(row, whole(48, 64, (S, S)), 0, "noise/1")], pictures), pictures)
 
 
 def test_a_resume_within_a_backend_is_bit_for_bit_and_its_name_is_state(noise):

@@ -11,7 +11,7 @@ from dsvlp.data.annotations import Annotations
 from dsvlp.data.augment import draw_crops
 from dsvlp.data.decode import CPUDecoder
 from dsvlp.data.fetch import NONE, Fetcher
-from dsvlp.data.loader import open_data
+from dsvlp.data.opened import open_data
 from dsvlp.data.pictures import Job, Studio
 from dsvlp.data.rows import RowReader
 from dsvlp.errors import DataError, RunError
@@ -60,8 +60,8 @@ def slow_image(datasets, recipe, step: int, sample: int) -> torch.Tensor:
     size = recipe.model.image_size
     sides = np.array([row.height]), np.array([row.width])
     (crop,) = draw_crops(key, *sides, np.array([recipe.data.augment.flip]), size, recipe.data.augment.scale)
-    studio = Studio(CPUDecoder(), size, 0, Annotations(None, None))
-    pictures = studio.blank(1)
+    studio = Studio(CPUDecoder(), 0, Annotations(None, None))
+    pictures = studio.blank(1, (size, size))
     assert studio.finish(studio.start([Job(row, crop, 0, "")], pictures), pictures) == [None]
     return pictures.images[0]
 

@@ -1,7 +1,7 @@
 import pytest
 
 from dsvlp.data.fit import check_annotations, choose_tokenizer, facts
-from dsvlp.data.loader import open_data
+from dsvlp.data.opened import open_data
 from dsvlp.errors import DataError
 from tests.data.pictures_of_noise import TABLE, make_dataset, make_recipe, make_tokenizer
 

@@ -11,7 +11,6 @@ from dsvlp.data.lane import Lane
 from dsvlp.data.pictures import Studio
 from dsvlp.data.place import place_images, place_maps
 from dsvlp.errors import MissingDependency
-from tests.data import pictures_of_noise
 from tests.data.pictures_of_noise import make_dataset, make_loader, make_tokenizer
 from tests.data.test_device_studio import CMYK, ERASED, GOOD, PROGRESSIVE, TORN, S, develop
 from tests.data.test_place import drawn, on_device, pictures
@@ -35,9 +34,8 @@ def decoder(request) -> DeviceDecoder:
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
     """Pictures of the usual sizes, with maps and boxes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures_of_noise, "SIDES", ((480, 640), (375, 500), (640, 480)))
-        dataset = make_dataset(tmp_path_factory.mktemp("gpu"), "photographs", [1] * 96, maps=True)
+    sides = ((480, 640), (375, 500), (640, 480))
+    dataset = make_dataset(tmp_path_factory.mktemp("gpu"), "photographs", [1] * 96, maps=True, sides=sides)
     return dataset, make_tokenizer([dataset])
 
 
@@ -66,13 +64,13 @@ def test_progressive_cmyk_and_damaged_jpegs_harm_no_other_image_of_their_batch(d
     files = [GOOD[0], CMYK, GOOD[1], PROGRESSIVE, TORN, GOOD[2], ERASED, GOOD[3], b"garbage", GOOD[4]]
     nothing = Annotations(None, None)
     for _ in range(20):
-        batch, faults = develop(DeviceStudio(decoder, S, 2, nothing), files)
-        alone, _ = develop(DeviceStudio(decoder, S, 2, nothing), GOOD[:5])
+        batch, faults = develop(DeviceStudio(decoder, 2, nothing), files)
+        alone, _ = develop(DeviceStudio(decoder, 2, nothing), GOOD[:5])
         torch.cuda.synchronize()
         # ERASED is whole by its markers: an engine may take it for a picture, but never harm another by it.
         assert [n for n, fault in enumerate(faults) if fault is not None and n != 6] == [4, 8]
         assert torch.equal(batch.images[[0, 2, 5, 7, 9]], alone.images)
-    by_cpu, _ = develop(Studio(CPUDecoder(), S, 0, nothing), files)
+    by_cpu, _ = develop(Studio(CPUDecoder(), 0, nothing), files)
     kept = [0, 1, 2, 3, 5, 7, 9]
     assert mean_difference(batch.images[kept].cpu(), by_cpu.images[kept]) < MEAN
 
@@ -108,10 +106,11 @@ def test_within_a_backend_the_same_pixels_come_again(decoder, photographs):
 def test_placing_is_the_same_on_both_devices():
     sources, crops, lane = pictures(24), drawn(24), Lane(torch.device("cuda", 0))
     full = [each.shape[:2] for each in sources]
-    on_cpu = place_images(on_device(sources), crops, full, S, Lane(torch.device("cpu")))
-    on_gpu = place_images([each.cuda() for each in on_device(sources)], crops, full, S, lane)
+    on_cpu = place_images(on_device(sources), crops, full, (S, S), Lane(torch.device("cpu")))
+    on_gpu = place_images([each.cuda() for each in on_device(sources)], crops, full, (S, S), lane)
     assert (on_gpu.cpu() - on_cpu).abs().max() < 1e-4
     maps = [each[..., 0].astype("int32") for each in sources]
     assert torch.equal(
-        place_maps(maps, crops, S, lane).cpu(), place_maps(maps, crops, S, Lane(torch.device("cpu")))
+        place_maps(maps, crops, (S, S), lane).cpu(),
+        place_maps(maps, crops, (S, S), Lane(torch.device("cpu"))),
     )

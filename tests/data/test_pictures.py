@@ -26,18 +26,18 @@ def stored(map_png: bytes) -> StoredRow:
     ids=["text", "cut", "other size"],
 )
 def test_a_damaged_map_makes_the_image_bad_and_leaves_no_label(damaged):
-    studio = Studio(CPUDecoder(), 8, 0, Annotations(TABLE, None))
-    pictures = studio.blank(1)
-    begun = studio.start([Job(stored(damaged), whole(16, 16, 8), 0, "x")], pictures)
+    studio = Studio(CPUDecoder(), 0, Annotations(TABLE, None))
+    pictures = studio.blank(1, (8, 8))
+    begun = studio.start([Job(stored(damaged), whole(16, 16, (8, 8)), 0, "x")], pictures)
     (fault,) = studio.finish(begun, pictures)
     assert isinstance(fault, BadImage) and "map" in fault.reason
     assert (pictures.segmentation == -1).all()
 
 
 def test_stored_ids_become_contiguous_classes_and_the_unlabelled_id_is_ignored():
-    studio = Studio(CPUDecoder(), 4, 0, Annotations(TABLE, None))
-    pictures = studio.blank(1)
+    studio = Studio(CPUDecoder(), 0, Annotations(TABLE, None))
+    pictures = studio.blank(1, (4, 4))
     ids = np.repeat(np.array([[0], [2], [5], [9]]), 4, axis=1).repeat(4, 0).repeat(4, 1)
-    begun = studio.start([Job(stored(png(ids)), whole(16, 16, 4), 0, "x")], pictures)
+    begun = studio.start([Job(stored(png(ids)), whole(16, 16, (4, 4)), 0, "x")], pictures)
     assert studio.finish(begun, pictures) == [None]
     assert pictures.segmentation[0, :, 0].tolist() == [-1, 0, 1, 2]

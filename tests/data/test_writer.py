@@ -156,9 +156,9 @@ def test_questions_statements_and_phrases_come_back(tmp_path: Path) -> None:
         Sample("question", (first,), "what?", (("cat", 1.0), ("", 0.3))),
         Sample("statement", (ImageSource("right", right), first), "both", label=1),
     ]
-    write(of(*samples), tmp_path / "a.beton", QUIET)
+    write(of(*samples), tmp_path / "a.beton", replace(QUIET, answer_count=1))
     dataset = Dataset.open(tmp_path / "a.beton")
-    assert dataset.answers(1) == [("cat", 1.0), ("", 0.3)] and dataset.answers(0) == []
+    assert dataset.answers_of(1) == [("cat", 1.0), ("", 0.3)] and dataset.answers_of(0) == []
     assert dataset.samples["task"].tolist() == [0, 1, 2]
     assert dataset.samples["rows"].tolist() == [[0, -1], [0, -1], [1, 0]]
     assert dataset.samples["label"].tolist() == [-1, -1, 1]

@@ -22,10 +22,11 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".ti
 
 @dataclass(frozen=True)
 class Tables:
-    """The label tables of a source's maps and boxes; None where it has none."""
+    """The label tables of a source's maps and boxes, and its own answer table; None where it has none."""
 
     segmentation: LabelTable | None = None
     boxes: LabelTable | None = None
+    answers: LabelTable | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Reader:
         source: what it reads, for people and the manifest.
         samples: returns an iterator over the samples, the same ones in the same order each time. An
             image is known by its `id`: all samples that name one id must give the same `ImageSource`.
-        tables: label tables of maps and boxes.
+        tables: label tables of maps, boxes and answers.
         arguments: everything that decides what `samples` yields, as JSON: an interrupted writing
             goes on only with equal arguments.
         images: number of images where it is known beforehand, for the progress bar.

@@ -1,6 +1,6 @@
 """The synthetic world: drawn scenes of coloured shapes with every kind of annotation the systems need."""
 
-from dsvlp.data.synthetic.ensure import ensure_world
+from dsvlp.data.synthetic.ensure import ensure_objects, ensure_world
 from dsvlp.data.synthetic.language import colour_words
 from dsvlp.data.synthetic.probes import RelationPair, relation_pairs
 from dsvlp.data.synthetic.read import read_world
@@ -11,6 +11,7 @@ __all__ = [
     "RelationPair",
     "World",
     "colour_words",
+    "ensure_objects",
     "ensure_world",
     "read_world",
     "relation_pairs",

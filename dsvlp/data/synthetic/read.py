@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dsvlp.data.answers import table_of
 from dsvlp.data.readers.base import Reader, Tables, existing, get, inside, load_json, parse_json
 from dsvlp.data.synthetic.write import FORMAT
 from dsvlp.errors import DataError
@@ -42,7 +43,11 @@ def read_world(folder: Path, tasks: tuple[str, ...] = ("caption",)) -> Reader:
         name="synthetic",
         source=str(folder),
         samples=lambda: _Walk(folder, tasks).samples(),
-        tables=Tables(LabelTable.from_json(about["segmentation"]), LabelTable.from_json(about["boxes"])),
+        tables=Tables(
+            LabelTable.from_json(about["segmentation"]),
+            LabelTable.from_json(about["boxes"]),
+            table_of(about["answers"]),
+        ),
         arguments={"tasks": list(tasks)},
         images=get(about, "images", int, f"{folder}/world.json"),
     )

@@ -37,7 +37,7 @@ def regions(world: World, scene: Scene) -> Regions:
     draws = Draws(world.key(scene.index, "regions"))
     confidence = [draws.uniform(0.6, 1.0) for _ in scene.shapes]
     keys = np.array([world.key(scene.index, "region noise")], dtype=np.int64)
-    noise = _normal(keys, len(scene.shapes) * world.feature_width).reshape(len(scene.shapes), -1)
+    noise = normal(keys, len(scene.shapes) * world.feature_width).reshape(len(scene.shapes), -1)
     projection = _projection(world.feature_width)
     features = np.stack([projection[_attributes(shape)].sum(0) for shape in scene.shapes])  # [K, F]
     features += _DEVIATION * noise
@@ -56,10 +56,10 @@ def _projection(width: int) -> np.ndarray:
     """Returns float32 [attributes, F], the same in every world, so that seeds and splits agree."""
     rows = len(COLOURS) + len(SHAPES) + len(SIZES)
     keys = np.array([key_of("synthetic", "region projection")], dtype=np.int64)
-    return _normal(keys, rows * width).reshape(rows, width) / np.float32(np.sqrt(3))
+    return normal(keys, rows * width).reshape(rows, width) / np.float32(np.sqrt(3))
 
 
-def _normal(keys: np.ndarray, count: int) -> np.ndarray:
+def normal(keys: np.ndarray, count: int) -> np.ndarray:
     """Returns float32 [count], near normal: a sum of four uniforms, which no library's version changes."""
     draws = uniform(keys, "normal", 4 * count).reshape(4, count)
     return (draws.sum(0) - 2) * np.float32(np.sqrt(3))

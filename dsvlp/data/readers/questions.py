@@ -1,0 +1,144 @@
+"""Questions with answers: VQA v2, GQA and Visual Genome's, from the files as they are published.
+
+LXMERT, and SemVLP after it, trains on all three at once; their answers then stand in one table
+(`dsvlp data write ... --answers`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from dsvlp.data.readers.base import Reader, existing, get, inside, load_json, parse_json, records
+from dsvlp.errors import DataError
+from dsvlp.types import ImageSource, Sample
+
+Scored = tuple[tuple[str, float], ...]
+
+GENOME_FOLDERS = ("VG_100K", "VG_100K_2", ".")
+
+
+def read_vqa(questions: Path | str, images: Path | str, annotations: Path | str | None = None) -> Reader:
+    """Returns the reader of VQA v2.
+
+    Args:
+        questions: `v2_OpenEnded_mscoco_*_questions.json`.
+        images: the folder of COCO's pictures of 2014 or 2015.
+        annotations: `v2_mscoco_*_annotations.json` of the same split; None: questions without answers.
+
+    Raises:
+        DataError: a file is absent or not of this format; names file, record and key.
+    """
+    asked, folder = existing(questions, "questions"), existing(images, "images", folder=True)
+    answered = existing(annotations, "annotations") if annotations is not None else None
+    return Reader(
+        name="vqa",
+        source=str(questions),
+        samples=lambda: _vqa(asked, folder, answered),
+        arguments={"images": str(images), "annotations": str(annotations)},
+    )
+
+
+def read_gqa(questions: Path | str, images: Path | str) -> Reader:
+    """Returns the reader of GQA.
+
+    Args:
+        questions: `train_balanced_questions.json`, or another of its files; test's have no answers.
+        images: the folder of its pictures.
+
+    Raises:
+        DataError: a file is absent or not of this format; names file, record and key.
+    """
+    asked, folder = existing(questions, "questions"), existing(images, "images", folder=True)
+    return Reader(
+        name="gqa",
+        source=str(questions),
+        samples=lambda: _gqa(asked, folder),
+        arguments={"images": str(images)},
+    )
+
+
+def read_genome(questions: Path | str, images: Path | str) -> Reader:
+    """Returns the reader of Visual Genome's questions.
+
+    Answers lose their full stop and their capitals, so that "Red." is VQA's and GQA's "red".
+
+    Args:
+        questions: `question_answers.json`.
+        images: the folder of its pictures, or the one that holds VG_100K and VG_100K_2.
+
+    Raises:
+        DataError: a file is absent or not of this format; names file, record and key.
+    """
+    asked, folder = existing(questions, "questions"), existing(images, "images", folder=True)
+    return Reader(
+        name="vgqa",
+        source=str(questions),
+        samples=lambda: _genome(asked, folder),
+        arguments={"images": str(images)},
+    )
+
+
+def scored(answers: Iterable[str]) -> Scored:
+    """Returns the different answers of ten people with their VQA accuracy, the most frequent first.
+
+    An answer of n people is right by min(1, n / 3), averaged over all choices of nine of the ten: 0.3, 0.6,
+    0.9 and 1 for 1, 2, 3 and more.
+    """
+    return tuple((answer, min(1.0, round(0.3 * n, 1))) for answer, n in Counter(answers).most_common())
+
+
+def _vqa(asked: Path, folder: Path, answered: Path | None) -> Iterator[Sample]:
+    value = load_json(asked)
+    split = get(value, "data_subtype", str, str(asked)).replace("-dev", "")
+    answers = _vqa_answers(answered) if answered is not None else None
+    for where, record in records(value, "questions", asked):
+        name = f"COCO_{split}_{get(record, 'image_id', int, where):012d}.jpg"
+        number = get(record, "question_id", int, where)
+        if answers is not None and number not in answers:
+            raise DataError(
+                f"{where}: question_id {number} is not in {answered}",
+                "the annotations of the same split",
+                "Give both files of one split",
+            )
+        image = ImageSource(name, inside(folder, name, where))
+        told = answers[number] if answers is not None else ()
+        yield Sample("question", (image,), get(record, "question", str, where), told, where=where)
+
+
+def _vqa_answers(path: Path) -> dict[int, Scored]:
+    """Returns question id -> its answers."""
+    return {
+        get(record, "question_id", int, where): scored(
+            get(one, "answer", str, where) for one in get(record, "answers", list, where)
+        )
+        for where, record in records(load_json(path), "annotations", path)
+    }
+
+
+def _gqa(asked: Path, folder: Path) -> Iterator[Sample]:
+    for number, record in load_json(asked).items():
+        where = f"{asked}: question {number}"
+        name = f"{get(record, 'imageId', str, where)}.jpg"
+        told: Scored = ((get(record, "answer", str, where), 1.0),) if "answer" in record else ()
+        image = ImageSource(name, inside(folder, name, where))
+        yield Sample("question", (image,), get(record, "question", str, where), told, where=where)
+
+
+def _genome(asked: Path, folder: Path) -> Iterator[Sample]:
+    value: Any = parse_json(asked.read_bytes(), str(asked))
+    for where, record in records({"images": value}, "images", asked):
+        image = _genome_image(folder, f"{get(record, 'id', int, where)}.jpg", where)
+        for number, one in enumerate(get(record, "qas", list, where)):
+            place = f"{where} qas[{number}]"
+            answer = get(one, "answer", str, place).lower().removesuffix(".")
+            yield Sample(
+                "question", (image,), get(one, "question", str, place), ((answer, 1.0),), where=place
+            )
+
+
+def _genome_image(folder: Path, name: str, where: str) -> ImageSource:
+    paths = [inside(folder, f"{part}/{name}", where) for part in GENOME_FOLDERS]
+    return ImageSource(name, next((path for path in paths if path.is_file()), paths[-1]))

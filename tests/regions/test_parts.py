@@ -1,0 +1,77 @@
+"""Parts on disk: complete or absent, the same for any number of workers."""
+
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from dsvlp.data.features.rows import RegionRows
+from dsvlp.errors import DataError
+from dsvlp.regions.parts import Parts, spans
+from dsvlp.types import LabelTable
+
+
+def regions(span: range) -> RegionRows:
+    """Returns regions whose values tell their rows: row r has r % 3 objects of feature r."""
+    counts = np.array([row % 3 for row in span])
+    images = np.repeat(np.array(span), counts)
+    boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (len(images), 1))
+    return RegionRows(
+        counts, images[:, None].astype(np.float16), boxes, np.zeros(len(images), np.int64), images * 0.0
+    )
+
+
+@pytest.fixture
+def parts(tmp_path):
+    made = Parts(tmp_path / "x.features", [range(0, 5), range(5, 10), range(10, 12)])
+    made.begin({"objects": 4})
+    return made
+
+
+@pytest.mark.parametrize("images", [1, 16, 85, 5000, 10**6])
+def test_parts_hold_every_row_once_in_order(images):
+    found = spans(SimpleNamespace(images=images))
+    assert found[0].start == 0 and found[-1].stop == images and max(map(len, found)) <= 256
+    assert all(a.stop == b.start and len(a) for a, b in pairwise(found))
+
+
+def test_rows_come_back_from_any_row_on(parts):
+    for number, span in enumerate(parts.spans):
+        parts.write(number, regions(span))
+    for first in (0, 3, 5, 11):
+        found = RegionRows.joined(list(parts.rows_from(first)))
+        expected = regions(range(first, 12))
+        np.testing.assert_array_equal(found.counts, expected.counts)
+        np.testing.assert_array_equal(found.features, expected.features)
+
+
+def test_what_is_missing_is_known_and_an_unfinished_file_counts_for_nothing(parts):
+    parts.write(1, regions(parts.spans[1]))
+    (parts.folder / "part-00000000.abc").write_bytes(b"half")
+    assert parts.missing() == [0, 2] and parts.rows_made() == 5
+
+
+def test_other_arguments_are_refused_by_name(parts):
+    parts.begin({"objects": 4})
+    with pytest.raises(DataError, match="other arguments: objects"):
+        parts.begin({"objects": 5})
+
+
+def test_a_damaged_part_is_named(parts):
+    (parts.folder / "part-00000000.safetensors").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"part-00000000.safetensors is damaged.*Remove it"):
+        list(parts.rows_from(0))
+
+
+def test_classes_and_width_are_kept(parts):
+    table = LabelTable("x", (3,), ("cat",), 7)
+    parts.describe(table, 512)
+    assert parts.description() == (table, 512)
+
+
+def test_one_process_alone_joins(parts):
+    with parts.alone() as first, parts.alone() as second:
+        assert first and not second
+    with parts.alone() as later:
+        assert later

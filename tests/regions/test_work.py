@@ -1,0 +1,129 @@
+"""Making features: any number of processes and ranks, killed and gone on with, come to the same."""
+
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dsvlp.data.dataset import Dataset
+from dsvlp.data.features.rows import Regions
+from dsvlp.data.features.stored import Features
+from dsvlp.data.features.writer import Options
+from dsvlp.errors import DataError, RunError
+from dsvlp.regions import work
+from dsvlp.regions.backbone import Sizes
+from dsvlp.regions.work import Crew, Settings, make_features
+from tests.engine.processes import environment
+from tests.regions.pictures import CLASSES, random_detr, small_data
+
+GRID = Settings("grid", None, "resnet18", "random", 4, Sizes(64, 96))
+OPTIONS = Options(objects=4, progress=False)
+ALONE = Crew(batch=4, workers=0, progress=False)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return small_data(tmp_path_factory.mktemp("work"), 70)
+
+
+@pytest.fixture(scope="module")
+def whole(dataset, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "x.features"
+    make_features(dataset.path, out, GRID, ALONE, OPTIONS)
+    return read(out, dataset)
+
+
+def read(out: Path, dataset: Dataset) -> Regions:
+    return Features.open(out, dataset, "full").read(np.arange(dataset.images))
+
+
+def assert_same(found: Regions, expected: Regions) -> None:
+    np.testing.assert_allclose(found.features, expected.features, rtol=1e-2, atol=1e-4)
+    np.testing.assert_array_equal(found.boxes, expected.boxes)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    np.testing.assert_array_equal(found.mask, expected.mask)
+
+
+def test_the_manifest_says_what_made_them_and_nothing_else_stays(dataset, tmp_path):
+    outcome = make_features(dataset.path, tmp_path / "x.features", GRID, ALONE, OPTIONS)
+    manifest = outcome.manifest
+    assert manifest is not None and outcome.images == 70 and outcome.seconds > 0
+    assert (manifest.images, manifest.objects, manifest.width) == (70, 4, 512)
+    assert (manifest.detector, manifest.backbone) == ("grid boxes", "resnet18, weights random")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.features"]
+    with pytest.raises(DataError, match=r"exists.*--force"):
+        make_features(dataset.path, tmp_path / "x.features", GRID, ALONE, OPTIONS)
+
+
+def test_ranks_that_do_not_know_of_each_other_come_to_the_same(dataset, whole, tmp_path):
+    """In any order; the last one joins."""
+    out = tmp_path / "x.features"
+    crews = [replace(ALONE, rank=rank, world=3) for rank in (2, 0, 1)]
+    outcomes = [make_features(dataset.path, out, GRID, crew, OPTIONS) for crew in crews]
+    assert [outcome.manifest is None for outcome in outcomes] == [True, True, False]
+    assert sum(outcome.images for outcome in outcomes) == 70
+    assert_same(read(out, dataset), whole)
+
+
+def test_a_detectors_objects_are_stored_with_its_classes(dataset, tmp_path):
+    detector = random_detr(tmp_path / "detr")
+    settings = replace(GRID, boxes="detector", detector=str(detector))
+    outcome = make_features(dataset.path, tmp_path / "x.features", settings, ALONE, OPTIONS)
+    assert outcome.manifest is not None and outcome.manifest.table is not None
+    assert outcome.manifest.table.names == CLASSES and outcome.manifest.detector == str(detector)
+    found = read(tmp_path / "x.features", dataset)
+    assert found.mask.all() and (np.diff(found.confidences, axis=1) <= 0).all(), "by falling confidence"
+    assert ((found.boxes[..., 2:] > found.boxes[..., :2]) & (found.boxes >= 0)[..., :2]).all()
+    assert len(np.unique(found.features[:, 0], axis=0)) > 60, "pictures differ"
+
+
+SCRIPT = """
+from pathlib import Path
+from dsvlp.data.features.writer import Options
+from dsvlp.regions.backbone import Sizes
+from dsvlp.regions.work import Crew, Settings, make_features
+if __name__ == "__main__":
+    settings = Settings("grid", None, "resnet18", "random", 4, Sizes(64, 96))
+    crew = Crew(batch=1, workers=0, progress=False)
+    make_features(Path({data!r}), Path({out!r}), settings, crew, Options(objects=4, progress=False))
+"""
+
+
+@pytest.mark.slow
+def test_killed_it_goes_on_with_the_parts_that_are_made_on_more_processes(dataset, whole, tmp_path):
+    script, out = tmp_path / "run.py", tmp_path / "x.features"
+    script.write_text(SCRIPT.format(data=str(dataset.path), out=str(out)))
+    parts = tmp_path / ".x.features.parts"
+    process = subprocess.Popen([sys.executable, str(script)], env=environment(tmp_path))
+    end = time.monotonic() + 400
+    while not list(parts.glob("part-*.safetensors")) and process.poll() is None:
+        assert time.monotonic() < end, "no part is made"
+        time.sleep(0.002)
+    process.kill()
+    process.wait(30)
+    assert not out.exists(), "it was faster than the signal: make more pictures"
+    made = len(list(parts.glob("part-*.safetensors")))
+    outcome = make_features(dataset.path, out, GRID, replace(ALONE, processes=2), OPTIONS)
+    assert made and outcome.images == 70 - 16 * made, "finished parts are not made again"
+    assert_same(read(out, dataset), whole)
+
+
+def test_a_disk_too_small_is_said_before_anything_is_made(dataset, tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(work.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(RunError, match=r"0.0 GB free.*Write to a larger disk"):
+        make_features(dataset.path, tmp_path / "x.features", GRID, ALONE, OPTIONS)
+
+
+def test_every_part_has_one_worker():
+    for world, processes in ((1, 1), (3, 2), (2, 5)):
+        shares = [
+            Crew(processes, rank, world).share(process, list(range(17)))
+            for rank in range(world)
+            for process in range(processes)
+        ]
+        assert sorted(number for share in shares for number in share) == list(range(17))
