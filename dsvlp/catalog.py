@@ -3,8 +3,6 @@
 A recipe is checked against this table on the login node, before anything is built. An entry names
 its class by path, so that a new system or objective is one line here and one file there; nothing
 registers itself. Parameter and FLOP formulas stand in `dsvlp.accounting.flops`.
-
-The other systems' lines, when they come: `pixelbert`, `semvlp` (fused).
 """
 
 from __future__ import annotations
@@ -57,7 +55,19 @@ SYSTEMS = {
         "Swin and RoBERTa with co-attention layers on top: FIBER's rival",
         provides=frozenset({"unimodal", "fused"}),
     ),
+    "pixelbert": Entry(
+        "dsvlp.models.pixelbert:PixelBERT",
+        "a CNN's pixels and words in one BERT",
+        provides=frozenset({"fused"}),
+    ),
+    "semvlp": Entry(
+        "dsvlp.models.semvlp:SemVLP",
+        "detected objects and words in one BERT, as one stream or as two",
+        provides=frozenset({"fused", "objects"}),
+    ),
 }
+
+CNN_COUNT = Entry("dsvlp.models.counted:count", "the work of a CNN that no formula knows")
 
 OBJECTIVES = {
     "itc": Entry(
@@ -80,6 +90,18 @@ OBJECTIVES = {
         "pseudo-labels by Hungarian matching",
         needs=frozenset({"queries"}),
         data=frozenset({"boxes"}),
+    ),
+    "mop": Entry(
+        "dsvlp.objectives.mop:MOP",
+        "masked object prediction",
+        needs=frozenset({"fused", "objects"}),
+        data=frozenset({"objects"}),
+    ),
+    "qa": Entry(
+        "dsvlp.objectives.qa:QA",
+        "answers to questions",
+        needs=frozenset({"fused"}),
+        data=frozenset({"answers"}),
     ),
 }
 
@@ -131,18 +153,28 @@ def problems(recipe: Recipe) -> list[str]:
             f"start = {recipe.start!r} has the towers' weights and model.pretrained = true fetches others; "
             f"set model.pretrained = false"
         )
-    out += _batch_problems(recipe)
-    ssul = recipe.objectives.ssul
-    if ssul is not None and recipe.model.image_size % ssul.cell:
+    out += _batch_problems(recipe) + _feature_problems(recipe)
+    model, ssul = recipe.model, recipe.objectives.ssul
+    if model.system != "svl" or ssul is None:  # no other system has the grid
+        return out
+    if model.image_size % ssul.cell:
+        out.append(f"objectives.ssul.cell {ssul.cell} does not divide model.image_size {model.image_size}")
+    if ssul.cell % model.stride:
         out.append(
-            f"objectives.ssul.cell {ssul.cell} does not divide model.image_size {recipe.model.image_size}"
-        )
-    if ssul is not None and ssul.cell % recipe.model.stride:
-        out.append(
-            f"objectives.ssul.cell {ssul.cell} is not a multiple of the image tower's stride "
-            f"{recipe.model.stride}"
+            f"objectives.ssul.cell {ssul.cell} is not a multiple of the image tower's stride {model.stride}"
         )
     return out
+
+
+def notes(recipe: Recipe) -> list[str]:
+    """Returns what a recipe asks for in vain though nothing is wrong with it: one sentence each."""
+    model = recipe.model
+    if model.system != "pixelbert" or model.pixels <= model.most_cells:
+        return []
+    return [
+        f"model.pixels = {model.pixels}, but no image has more than {model.most_cells} cells at "
+        f"model.image_size {model.image_size}: each keeps all of its own"
+    ]
 
 
 def _batch_problems(recipe: Recipe) -> list[str]:
@@ -153,6 +185,12 @@ def _batch_problems(recipe: Recipe) -> list[str]:
         out.append(f"batch.global_pairs {batch.global_pairs} is not a multiple of batch.{key} {size}")
     if size % captions:
         out.append(f"batch.{key} {size} is not a multiple of data.captions_per_image {captions}")
+    schedule = getattr(recipe.model, "mode_schedule", "single")
+    if schedule not in ("single", "two") and size % 2:
+        out.append(
+            f"model.mode_schedule = {schedule!r} reads every second pair of a micro-batch in one stream, in "
+            f"training or in validation; batch.{key} {size} must be even"
+        )
     itc, itm = recipe.objectives.itc, recipe.objectives.itm
     if itc is not None and size < 2 * captions and not itc.queue:
         out.append(f"objectives.itc contrasts a batch of one image with nothing; raise batch.{key} {size}")
@@ -176,10 +214,10 @@ def _batch_problems(recipe: Recipe) -> list[str]:
             "objectives.itm.same_image = 'negative', but objectives.itc.same_image = 'masked' leaves these "
             "pairs out of the similarities; set both alike"
         )
-    if itm.negatives in ("gathered", "queue") and recipe.engine.cut_texts:
+    if itm.negatives == "queue" and itm.negatives_delay == 0 and recipe.engine.cut_texts:
         out.append(
-            f"engine.cut_texts gives each micro-batch a length of its own, objectives.itm.negatives = "
-            f"{itm.negatives!r} joins texts of several; set engine.cut_texts=false"
+            "engine.cut_texts needs every text's length before the step, but objectives.itm.negatives_delay "
+            "= 0 brings texts within it; set engine.cut_texts=false, or negatives_delay=1"
         )
     if itm.negatives == "gathered" and batch.contrastive_pairs is None:
         out.append(
@@ -189,6 +227,22 @@ def _batch_problems(recipe: Recipe) -> list[str]:
     if itm.negatives == "queue" and (itc is None or not itc.queue):
         out.append("objectives.itm.negatives = 'queue' needs a queue; set objectives.itc.queue, e.g. to 4096")
     return out
+
+
+def _feature_problems(recipe: Recipe) -> list[str]:
+    """Returns what is missing where a model reads region features of data that the recipe names."""
+    if "objects" not in SYSTEMS[recipe.model.system].provides:
+        return []
+    data, system = recipe.data, recipe.model.system
+    named = [(f"data.train[{n}].features", each.path, each.features) for n, each in enumerate(data.train)]
+    if data.validation is not None:
+        named.append(("data.validation_features", data.validation, data.validation_features))
+    return [
+        f"{key} is not set, and {system} reads region features in place of pictures; make them with "
+        f"`dsvlp data features {path}`"
+        for key, path, features in named
+        if features is None
+    ]
 
 
 def _editors(recipe: Recipe, view: str) -> list[str]:

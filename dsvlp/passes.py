@@ -19,13 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dsvlp import dist
-from dsvlp.types import Batch, Encoded, Fetched, States
+from dsvlp.types import Batch, Encoded, Fetched, Mode, States
 
 Fetch = Callable[[Tensor], Fetched]
 """Returns past pairs' images and texts on the device, of int64 [F, 2]: the sample of each image and of
@@ -39,8 +41,10 @@ class Encoder(Protocol):
     below its first fused block where it is inside. `finish_*` goes on alone to the unimodal result.
     """
 
-    def encode_image(self, images: Tensor, image_mask: Tensor | None) -> States:
-        """Returns image states [I, N, D] below the fusion."""
+    def encode_image(
+        self, images: Tensor, image_mask: Tensor | None, image_keys: Tensor | None = None
+    ) -> States:
+        """Returns image states [I, N, D] below the fusion; what is drawn for training depends on the keys."""
 
     def encode_text(self, text_ids: Tensor, text_mask: Tensor) -> States:
         """Returns text states [T, L, D] below the fusion."""
@@ -51,8 +55,8 @@ class Encoder(Protocol):
     def finish_text(self, text: States) -> States:
         """Returns unimodal text states [T, L, D] of those below the fusion."""
 
-    def fuse(self, image: States, text: States) -> Encoded:
-        """Returns fused states of B aligned rows of both."""
+    def fuse(self, image: States, text: States, mode: Mode | None = None) -> Encoded:
+        """Returns fused states of B aligned rows of both; `mode` is said to a model of two readings alone."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ class Passes:
     def image(self, view: str) -> States:
         """Returns image states below the fusion, one row an image: [I, N, D]."""
         batch = self._views[view]
-        return self._remembered(view, batch.images, batch.image_mask, self._model.encode_image)
+        return self._remembered(view, batch.images, batch.image_mask, self._encode_images(batch))
 
     def text(self, view: str) -> States:
         """Returns text states below the fusion, one row a text: [T, L, D]."""
@@ -168,7 +172,9 @@ class Passes:
     def unimodal_image(self, view: str) -> States:
         """Returns the image tower's own result, untouched by any text: [I, N', D']."""
         batch = self._views[view]
-        prefix = self.image(view) if self._share else self._model.encode_image(batch.images, batch.image_mask)
+        prefix = (
+            self.image(view) if self._share else self._encode_images(batch)(batch.images, batch.image_mask)
+        )
         return self._model.finish_image(prefix)
 
     def unimodal_text(self, view: str) -> States:
@@ -229,16 +235,32 @@ class Passes:
         image = self._model.encode_image(images[rows], None if masks is None else masks[rows])
         return image, self._model.encode_text(ids[columns], text_masks[columns])
 
+    def _fuse(self, image: States, text: States) -> Encoded:
+        """Returns fused states, read in the micro-batch's mode, which all its views have."""
+        mode = next(iter(self._views.values())).mode
+        if mode is None:
+            return self._model.fuse(image, text)
+        return self._model.fuse(image, text, mode)
+
+    def _encode_images(self, batch: Batch) -> Callable[[Tensor, Tensor | None], States]:
+        """Returns the image encoder with the keys of a view's images."""
+        return partial(self._model.encode_image, image_keys=batch.image_keys)
+
     def _fetched(self, view: str, past: Fetched) -> tuple[States, States]:
         """Returns the prefixes of what was fetched for a view: [F, N, D] and [F, L, D]."""
         image = self._remembered(view, past.images, None, self._model.encode_image)
         return image, self._remembered(view, past.text_ids, past.text_mask, self._model.encode_text)
 
     def _of_all_ranks(self, view: str, part: str) -> States:
-        """Returns the prefixes of all ranks, with their gradient: [world x I, N, D]. Every rank must call."""
+        """Returns the prefixes of all ranks, with their gradient: [world x I, N, D]. Every rank must call.
+
+        Under autocast they are sent as its dtype, to which the first matrix product would round them.
+        """
         if (view, part) not in self._gathered:
             states = self.image(view) if part == "image" else self.text(view)
-            tokens = dist.gather_with_gradient(states.tokens)
+            device = states.tokens.device.type
+            sent_as = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+            tokens = dist.gather_with_gradient(states.tokens, sent_as)
             mask = dist.all_gather(states.mask).flatten(0, 1)
             self._gathered[view, part] = States(tokens, mask)
         return self._gathered[view, part]
@@ -253,10 +275,10 @@ class Passes:
         asked, self._outstanding = self._outstanding, []
         if not self._share or len(asked) == 1:
             for promise, image, text in asked:
-                promise.settle(self._model.fuse(image, text))
+                promise.settle(self._fuse(image, text))
             return
         sizes = [len(image.tokens) for _, image, _ in asked]
-        encoded = self._model.fuse(joined([i for _, i, _ in asked]), joined([t for _, _, t in asked]))
+        encoded = self._fuse(joined([i for _, i, _ in asked]), joined([t for _, _, t in asked]))
         for (promise, _, _), part in zip(asked, _split(encoded, sizes), strict=True):
             promise.settle(part)
 
@@ -292,8 +314,16 @@ def with_fetched(view: Batch) -> Batch:
 
 
 def joined(parts: list[States]) -> States:
-    """Returns the rows of several states one after another; all have the same number of tokens."""
-    return States(torch.cat([part.tokens for part in parts]), torch.cat([part.mask for part in parts]))
+    """Returns the rows of several states one after another; shorter ones end with tokens that are masked."""
+    count = max(part.mask.shape[1] for part in parts)
+    filled = [_filled(part, count - part.mask.shape[1]) for part in parts]
+    return States(torch.cat([part.tokens for part in filled]), torch.cat([part.mask for part in filled]))
+
+
+def _filled(states: States, missing: int) -> States:
+    if not missing:
+        return states
+    return States(F.pad(states.tokens, (0, 0, 0, missing)), F.pad(states.mask, (0, missing)))
 
 
 def _split(encoded: Encoded, sizes: list[int]) -> list[Encoded]:

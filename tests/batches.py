@@ -13,11 +13,24 @@ from dsvlp.types import Batch, DataFacts, Fetched, LabelTable
 
 PAD, CLS, SEP, MASK, FIRST_WORD = 0, 1, 2, 3, 5
 SHAPES = LabelTable("shapes", (3, 7, 11, 12), ("circle", "square", "triangle", "star"), ignore=0)
+ANSWERS = LabelTable("answers", (0, 1, 2), ("yes", "no", "two"))
+OBJECTS, FEATURES = 5, 12  # of an image, and the width of an object's feature
 
 
 def make_facts(vocabulary: int = 40) -> DataFacts:
-    """Returns facts of a data set with maps and boxes of four classes."""
-    return DataFacts(vocabulary, PAD, CLS, SEP, MASK, segmentation=SHAPES, boxes=SHAPES)
+    """Returns facts of a data set with maps, boxes and objects of four classes, and three answers."""
+    return DataFacts(
+        vocabulary,
+        PAD,
+        CLS,
+        SEP,
+        MASK,
+        SHAPES,
+        SHAPES,
+        objects=SHAPES,
+        feature_width=FEATURES,
+        answers=ANSWERS,
+    )
 
 
 def make_batch(
@@ -80,6 +93,29 @@ def make_batch(
     )
 
 
+def make_objects(pairs: int = 8, captions: int = 1, seed: int = 0, **sizes: Any) -> Batch:
+    """Returns a random batch of a model of objects: one to five an image, some of them without a class.
+
+    Two thirds of the texts have an answer. `sizes` are those of `make_batch`.
+    """
+    batch = make_batch(pairs, captions, image_size=1, seed=seed, **sizes)
+    images, draw = len(batch.images), torch.Generator().manual_seed(seed + 1)
+    found = torch.randint(1, OBJECTS + 1, (images, 1), generator=draw)
+    labels = torch.randint(-1, len(SHAPES.names), (images, OBJECTS), generator=draw)
+    return replace(
+        batch,
+        images=torch.randn(images, OBJECTS, FEATURES + 4, generator=draw).half(),
+        image_mask=torch.arange(OBJECTS) < found,
+        segmentation=None,
+        boxes_cxcywh=None,
+        box_labels=None,
+        labels=torch.randint(-1, len(ANSWERS.names) - 1, (pairs,), generator=draw),
+        object_labels=labels,
+        object_confidences=torch.rand(images, OBJECTS, generator=draw),
+        mode="halves",
+    )
+
+
 def make_fetched(
     count: int, image_size: int = 32, length: int = 10, vocabulary: int = 40, seed: int = 0
 ) -> Fetched:
@@ -117,6 +153,7 @@ def take_pairs(batch: Batch, rows: Sequence[int]) -> Batch:
     texts, text_rows = torch.cat((pairs[:, 1], batch.partner[index])).unique(return_inverse=True)
     own, partner = text_rows.chunk(2)
     cut: dict[str, Any] = {"pairs": torch.stack((image_rows, own), 1), "partner": partner}
+    cut["mode"], cut["labels"] = batch.mode, None if batch.labels is None else batch.labels[index]
     for name in ("matched", "weight", "pair_keys", "samples"):
         cut[name] = getattr(batch, name)[index]
     for name in ("text_ids", "text_mask", "special_mask"):
@@ -181,3 +218,42 @@ def make_meter_recipe(*overrides: str) -> recipe.Recipe:
     tables["model"]["fusion"] = {"layers": 2, "heads": 2, "feed_forward": 64, "dropout": 0.0}
     del tables["model"]["captioning"]
     return recipe.from_json(tables, "test")
+
+
+def make_semvlp_recipe(*overrides: str) -> recipe.Recipe:
+    """Returns `tiny_semvlp` made smaller still (5 objects, width 32) with all its objectives, QA too."""
+    sizes = (
+        f"model.objects={OBJECTS}",
+        f"model.feature_width={FEATURES}",
+        "model.cross_from=1",
+        "model.text.width=32",
+        "model.text.heads=2",
+        "model.text.layers=3",
+        "model.text.feed_forward=64",
+        "model.text.vocabulary=40",
+        "model.text.max_length=10",
+        "objectives.mop.classes=4",
+        "objectives.mop.probability=0.4",
+        "objectives.qa={}",
+        "batch.global_pairs=8",
+        "batch.micro_pairs=8",
+    )
+    return recipe.load("tiny_semvlp", [*sizes, *overrides])
+
+
+def make_pixelbert_recipe(*overrides: str) -> recipe.Recipe:
+    """Returns `tiny_pixelbert` made smaller still (128 pixels, four cells, width 32), statistics frozen."""
+    sizes = (
+        "model.image_size=128",
+        "model.image.batch_norm=frozen",
+        "model.text.width=32",
+        "model.text.heads=2",
+        "model.text.layers=2",
+        "model.text.feed_forward=64",
+        "model.text.vocabulary=40",
+        "model.text.max_length=10",
+        "data.captions_per_image=1",
+        "batch.global_pairs=8",
+        "batch.micro_pairs=8",
+    )
+    return recipe.load("tiny_pixelbert", [*sizes, *overrides])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dsvlp.passes import Passes
+from dsvlp.passes import Passes, joined
 from dsvlp.recipe import Recipe
 from dsvlp.system import System, TrainRequest, build
 from dsvlp.types import Batch, Fetched, States
@@ -166,7 +166,9 @@ class Counting:
     def __init__(self) -> None:
         self.encoded: list[str] = []
 
-    def encode_image(self, images: Tensor, image_mask: Tensor | None) -> States:
+    def encode_image(
+        self, images: Tensor, image_mask: Tensor | None, image_keys: Tensor | None = None
+    ) -> States:
         self.encoded.append("image")
         return States(images.flatten(1)[:, None], torch.ones(len(images), 1, dtype=torch.bool))
 
@@ -201,3 +203,12 @@ def test_a_step_frees_its_passes_without_the_garbage_collector(
         assert seen[0]() is None
     finally:
         gc.enable()
+
+
+def test_joined_states_of_different_lengths_end_with_masked_tokens() -> None:
+    short = States(torch.ones(2, 3, 4), torch.tensor([[True, True, False], [True, True, True]]))
+    long = States(torch.full((1, 5, 4), 2.0), torch.ones(1, 5, dtype=torch.bool))
+    both = joined([short, long])
+    assert both.tokens.shape == (3, 5, 4) and both.mask.sum(1).tolist() == [2, 3, 5]
+    assert torch.equal(both.tokens[:2, :3], short.tokens) and torch.equal(both.tokens[2:], long.tokens)
+    assert not both.mask[:2, 3:].any()

@@ -16,21 +16,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dsvlp import config, dist
 from dsvlp import system as systems
 from dsvlp.accounting import flops
-from dsvlp.accounting.flops import COCO_STUFF_CLASSES, VISUAL_GENOME_CLASSES
-from dsvlp.accounting.passes import Runs
+from dsvlp.accounting.flops import COCO_STUFF_CLASSES, LXMERT_ANSWERS, VISUAL_GENOME_CLASSES
+from dsvlp.accounting.flops_pixelbert import picture
+from dsvlp.accounting.flops_semvlp import BOX
 from dsvlp.engine.bench_figures import Figure
 from dsvlp.engine.bench_result import result
 from dsvlp.engine.inference import Inference
-from dsvlp.recipe import Recipe, RoBERTa
+from dsvlp.recipe import PixelBERTModel, Recipe, RoBERTa, SemVLPModel
 from dsvlp.system import ImageRequest, MatchRequest, TextRequest
 from dsvlp.types import DataFacts, LabelTable, States
 
 PARTS = ("encode_image", "encode_text", "fuse")
-_ONCE = Runs(images=1, texts=1, unimodal_images=0, unimodal_texts=0, fused=1)
 _SPECIAL = 5  # ids kept for special tokens
 
 
@@ -101,7 +102,7 @@ def figures(recipe: Recipe, tokens: int, found: dict[tuple[int, str], list[float
 
 def forward_flops(recipe: Recipe, tokens: int) -> float:
     """Returns the FLOP of encoding and fusing one pair, the objectives' heads left out."""
-    return flops.total(flops.model_costs(recipe, float(tokens), _ONCE)).forward
+    return flops.total(flops.inference(recipe, float(tokens))).forward
 
 
 def facts(recipe: Recipe) -> DataFacts:
@@ -109,8 +110,18 @@ def facts(recipe: Recipe) -> DataFacts:
     text = recipe.model.text
     pad = text.padding_id if isinstance(text, RoBERTa) else 0
     first, second, third, *_ = (number for number in range(_SPECIAL) if number != pad)
-    stuff, objects = _labels(COCO_STUFF_CLASSES), _labels(VISUAL_GENOME_CLASSES)
-    return DataFacts(text.vocabulary, pad, first, second, third, stuff, objects)
+    mop = recipe.objectives.mop
+    return DataFacts(
+        text.vocabulary,
+        pad,
+        first,
+        second,
+        third,
+        segmentation=_labels(COCO_STUFF_CLASSES),
+        boxes=_labels(VISUAL_GENOME_CLASSES),
+        objects=_labels(VISUAL_GENOME_CLASSES if mop is None else mop.classes),
+        answers=_labels(LXMERT_ANSWERS),
+    )
 
 
 def _labels(classes: int) -> LabelTable:
@@ -126,8 +137,7 @@ def _calls(
     inference: Inference, recipe: Recipe, size: int, tokens: int, device: torch.device
 ) -> dict[str, Callable[[], object]]:
     """Returns part -> a call of it for a batch of `size` pairs."""
-    side, vocabulary = recipe.model.image_size, recipe.model.text.vocabulary
-    images = torch.rand(size, 3, side, side, device=device)
+    vocabulary, images = recipe.model.text.vocabulary, _images(recipe, size, device)
     ids = torch.randint(_SPECIAL, vocabulary, (size, tokens), device=device)
     mask = torch.ones_like(ids, dtype=torch.bool)
     with torch.inference_mode():
@@ -138,6 +148,16 @@ def _calls(
         "encode_text": lambda: inference(TextRequest(ids, mask)),
         "fuse": lambda: inference(MatchRequest(image, text)),
     }
+
+
+def _images(recipe: Recipe, size: int, device: torch.device) -> Tensor:
+    """Returns random images as the model reads them: pixels, of 4:3 where it keeps the aspect, or objects."""
+    table = recipe.model
+    if isinstance(table, SemVLPModel):
+        shape = (size, table.objects, table.feature_width + BOX)
+        return torch.rand(shape, device=device, dtype=torch.float16)
+    sides = picture(table) if isinstance(table, PixelBERTModel) else (table.image_size, table.image_size)
+    return torch.rand(size, 3, *sides, device=device)
 
 
 def _timed(call: Callable[[], object], least: float, device: torch.device) -> float:

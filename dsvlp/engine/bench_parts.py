@@ -19,7 +19,7 @@ PART, FLOOR = "part/", "floor/"
 COMMUNICATION = "communication"
 WHOLE, UNEXPLAINED = "the whole step, its parts marked", "unexplained"
 
-_TOWERS = ("image tower", "text tower", "fusion", "heads")
+_TOWERS = ("image tower", "words", "text tower", "transformer", "fusion", "heads")
 _ADAMW_BYTES = 28  # of a parameter: reads weight, gradient and two moments, writes all but the gradient
 _LONG = {
     "data": "data wait",

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dsvlp import config, dist
 from dsvlp import recipe as recipes
 from dsvlp import system as systems
-from dsvlp.data.loader import Data, open_data
+from dsvlp.data.opened import Data, open_data
 from dsvlp.engine import bench_parts, bench_wire, schedule, watch, zero
 from dsvlp.engine.bench_figures import Measured, Repeat, figures
 from dsvlp.engine.bench_parts import Marked, Rates
@@ -82,7 +82,7 @@ class ForwardBackward:
         """Accumulates the gradients."""
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def step(self, lr: float) -> zero.StepResult:
+    def step(self, factor: float) -> zero.StepResult:
         """Drops the gradients."""
         self._system.zero_grad(set_to_none=True)
         finite = torch.ones((), dtype=torch.bool, device=self.device)
@@ -225,7 +225,8 @@ class _Training:
     def counted_flops(self) -> float:
         """Returns the FLOP a pair that one more step executes, padding and recomputation included."""
         # A fused attention kernel counts as nothing on the CPU.
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        eager = torch.compiler.set_stance("force_eager")  # a compiled graph hides what it executes
+        with eager, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             self._take()
         pairs = self._recipe.batch.global_pairs // dist.world_size()
         return float(counter.get_total_flops()) / pairs
@@ -241,9 +242,9 @@ class _Training:
         self._watchdog.progress(f"step {self._taken + 1}")
         with self.step.timer.part("data"):
             batches = [next(self._data.train) for _ in range(self._accumulation)]
-        lr = self._recipe.optimizer.lr * schedule.factor(self._recipe.schedule, self._taken)
+        factor = schedule.factor(self._recipe.schedule, self._taken)
         self._taken += 1
-        self.step.run(self._taken, batches, lr, stop=False)
+        self.step.run(self._taken, batches, factor, stop=False)
         return mean_text_tokens(batches)
 
 
@@ -267,6 +268,8 @@ def settings(recipe: Recipe, lengths: Lengths) -> dict[str, Any]:
         "zero": recipe.engine.zero,
         "precision": recipe.engine.precision,
         "share_prefixes": recipe.engine.share_prefixes,
+        "cut_texts": recipe.engine.cut_texts,
         "activation_checkpointing": recipe.engine.activation_checkpointing,
+        "compile": recipe.engine.compile,
         "decoding_threads": recipe.data.workers,
     }

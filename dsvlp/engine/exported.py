@@ -24,6 +24,7 @@ FORMAT = 1
 WEIGHTS, MANIFEST, TOKENIZER = "model.safetensors", "export.json", "tokenizer"
 
 FREE = (
+    "model.cross_start",
     "model.fusion.dropout",
     "model.image.batch_norm",
     "model.image.drop_path",
@@ -31,6 +32,10 @@ FREE = (
     "model.image.weights",
     "model.image.window",
     "model.image_size",
+    "model.inference",
+    "model.longest_side",
+    "model.mode_schedule",
+    "model.pixels",
     "model.pretrained",
     "model.text.dropout",
     "model.text.max_length",

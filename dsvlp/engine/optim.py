@@ -1,9 +1,8 @@
 """Parameter groups, and the one optimizer: every kind of update behind a group's `algorithm`.
 
 ZeRO hands over flat partitions of a group in place of its parameters, so an update must be
-element-wise; it may not look at shapes. Pixel-BERT's two update rules become two algorithms here
-("sgd" for the CNN, "adamw" for the rest): one more entry of `MOMENTS` and one more branch of
-`GuardedOptimizer.step`. Nothing else changes, checkpoints included: they ask `MOMENTS`.
+element-wise; it may not look at shapes. Pixel-BERT's two update rules are two algorithms here: "sgd"
+for the CNN, "adamw" for the rest. Checkpoints ask `MOMENTS` what state an algorithm has.
 
 **Guard.** A step whose loss or gradient is not finite must leave weights, moments and counter
 untouched, on all ranks together. The flag stays on the device (`skip`, 1 to skip): the fused kernel
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 from dsvlp.objectives.itc import TEMPERATURE_BOUNDS
 
@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from dsvlp.recipe import Recipe
 
 # Algorithm -> names of its per-element state, in the order of the checkpoint.
-MOMENTS: dict[str, tuple[str, ...]] = {"adamw": ("exp_avg", "exp_avg_sq")}
+MOMENTS: dict[str, tuple[str, ...]] = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 
-Part = Literal["tower", "fusion", "head", "temperature"]
+Part = Literal["cnn", "tower", "fusion", "head", "temperature"]
+ALIGNED = 4  # numbers of fp32: 16 bytes, what a GPU loads at once
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, _NormBase)
 
+CNN = "model.image.trunk."
 TOWERS = ("model.image.", "model.text.")
 
 # Norms whose weight FIBER's code decays, because it knows norms by their names (FIBER, 2).
@@ -39,9 +41,9 @@ DECAYED_NORMS = re.compile(r"model\.fusion\.\d+\.image\.norm\.weight|objectives\
 
 
 def parameter_groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Returns the optimizer's groups: (tower, fusion, head, temperature) x (decayed or not), none empty.
+    """Returns the optimizer's groups: (cnn, tower, fusion, head, temperature) x (decayed or not), none empty.
 
-    Each has its learning rate's factor in "lr_factor"; the temperature's has "bounds", in which the
+    Each has its peak learning rate in "peak_lr"; the temperature's has "bounds", in which the
     optimizer keeps it. A tied parameter is in one group, under its first name.
 
     Args:
@@ -61,20 +63,22 @@ def parameter_groups(module: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
             groups[key] = {
                 "name": key,
                 "params": [],
-                "algorithm": "adamw",
                 "lr": 0.0,
-                "lr_factor": _factor(part, recipe),
-                "weight_decay": table.weight_decay if decayed else 0.0,
-                "betas": table.betas,
-                "eps": table.eps,
                 "bounds": TEMPERATURE_BOUNDS if part == "temperature" else None,
+                **_rule(part, recipe, decayed),
             }
         groups[key]["params"].append(parameter)
+    for group in groups.values():
+        # ZeRO lays parameters end to end; what would shift the next ones off 16 bytes comes last, or kernels
+        # that were compiled for one block's aligned weights would meet another's that are not.
+        group["params"].sort(key=lambda parameter: parameter.numel() % ALIGNED > 0)
     return [groups[key] for key in sorted(groups)]
 
 
 def part_of(name: str) -> Part:
     """Returns the part of the system that a parameter belongs to; ITC's transforms and poolers are heads."""
+    if name.startswith(CNN):
+        return "cnn"
     if name.endswith(".temperature"):
         return "temperature"
     if name.startswith(TOWERS):
@@ -95,11 +99,31 @@ def is_decayed(name: str, dimensions: int, in_norm: bool, rule: str) -> bool:
     return dimensions > 1 and not in_norm
 
 
+def _rule(part: Part, recipe: Recipe, decayed: bool) -> dict[str, Any]:
+    """Returns a group's algorithm and its numbers: for a CNN what `optimizer.cnn` says, else AdamW."""
+    table = recipe.optimizer
+    if part == "cnn" and table.cnn is not None:
+        return {
+            "algorithm": "sgd",
+            "peak_lr": table.cnn.lr,
+            "momentum": table.cnn.momentum,
+            "weight_decay": table.cnn.weight_decay if decayed else 0.0,
+        }
+    return {
+        "algorithm": "adamw",
+        "peak_lr": table.lr * _factor(part, recipe),
+        "weight_decay": table.weight_decay if decayed else 0.0,
+        "betas": table.betas,
+        "eps": table.eps,
+    }
+
+
 def _factor(part: Part, recipe: Recipe) -> float:
     table = recipe.optimizer
     started = recipe.model.pretrained or recipe.start is not None
     tower = table.backbone_lr_factor if started else 1.0
     return {
+        "cnn": tower,
         "tower": tower,
         "fusion": table.fusion_lr_factor,
         "head": table.head_lr_factor,
@@ -108,7 +132,7 @@ def _factor(part: Part, recipe: Recipe) -> float:
 
 
 class GuardedOptimizer(torch.optim.Optimizer):
-    """AdamW (Loshchilov and Hutter, algorithm 2) whose updates a device flag can veto.
+    """AdamW (Loshchilov and Hutter, algorithm 2) and SGD with momentum, whose updates a device flag can veto.
 
     Args:
         groups: what `parameter_groups` returns.
@@ -121,16 +145,18 @@ class GuardedOptimizer(torch.optim.Optimizer):
         super().__init__(groups, {})
         self.skip = torch.zeros(())
 
-    def set_lr(self, lr: float) -> None:
-        """Sets each group's learning rate: the schedule's times the group's factor."""
+    def set_lr(self, factor: float) -> None:
+        """Sets each group's learning rate: the schedule's share of its peak."""
         for group in self.param_groups:
-            group["lr"] = lr * group["lr_factor"]
+            # To 12 digits: a hundredth of 1e-4 is 1e-6, not 1.0000000000000002e-06.
+            group["lr"] = float(f"{factor * group['peak_lr']:.12g}")
 
     def create_state(self, group: dict[str, Any], parameter: Tensor) -> None:
-        """Creates a parameter's (or a flat partition's) moments and counter, so that a checkpoint can
-        be written before the first step and read into a fresh engine."""
+        """Creates a parameter's (or a flat partition's) moments and AdamW's counter, so that a checkpoint
+        can be written before the first step and read into a fresh engine."""
         state = self.state[parameter]
-        state["step"] = torch.zeros((), device=parameter.device)
+        if group["algorithm"] == "adamw":
+            state["step"] = torch.zeros((), device=parameter.device)
         for key in MOMENTS[group["algorithm"]]:
             state[key] = torch.zeros_like(parameter, requires_grad=False)
 
@@ -142,7 +168,8 @@ class GuardedOptimizer(torch.optim.Optimizer):
         """
         for group in self.param_groups:
             if group["params"]:
-                self._adamw(group)
+                update = self._sgd if group["algorithm"] == "sgd" else self._adamw
+                update(group)
                 self._bound(group)
 
     def _bound(self, group: dict[str, Any]) -> None:
@@ -171,6 +198,22 @@ class GuardedOptimizer(torch.optim.Optimizer):
             lr=group["lr"],
             weight_decay=group["weight_decay"],
             eps=group["eps"],
+            maximize=False,
+        )
+
+    def _sgd(self, group: dict[str, Any]) -> None:
+        parameters = group["params"]
+        sgd(
+            parameters,
+            [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters],
+            [self.state[p]["momentum_buffer"] for p in parameters],
+            fused=True,
+            found_inf=self.skip,
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=0.0,
+            nesterov=False,
             maximize=False,
         )
 

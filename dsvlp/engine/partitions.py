@@ -25,6 +25,7 @@ PRIVATE_NAMES: dict[int, tuple[str, ...]] = {
     3: (
         "fp32_partitioned_groups_flat",
         "fp16_groups",
+        "grad_partitions_flat_buffer",
         "sub_group_to_group_id",
         "checkpoint_event_prologue",
         "checkpoint_event_epilogue",
@@ -102,6 +103,17 @@ def frozen_slice(parameter: Tensor, stage: int, rank: int) -> Slice | None:
 def view(tensor: Tensor, piece: Slice) -> Tensor:
     """Returns the piece of a flat (or of a moment shaped like it) as a 1-d view."""
     return tensor.detach().view(-1)[piece.offset : piece.offset + piece.count]
+
+
+@torch.no_grad()
+def forget_gradients(optimizer: Any, stage: int) -> None:
+    """Zeroes the gradients of the step that was made: in stage 3 a parameter that the next step does not use
+    would be updated by them again."""
+    if stage == 3:
+        optimizer.grad_partitions_flat_buffer.zero_()
+        for flat in optimizer.fp32_partitioned_groups_flat:
+            if flat.grad is not None:
+                flat.grad.zero_()
 
 
 def before_writing(optimizer: Any, stage: int) -> None:

@@ -3,7 +3,7 @@
 Forward: the time between a module's two hooks is its part's, less that of modules of other parts inside
 it. Backward: a gradient that arrives at a module's output begins that module's backward. What a fused
 block computes outside any module (windows, residuals) counts as fusion; losses and the gathering of
-passes count as heads.
+passes count as heads. A compiled block is one thing: a fused one counts as fusion with all that is in it.
 
 Without `marked` no hook exists: a plain step pays nothing.
 """
@@ -18,17 +18,32 @@ import torch
 from torch import Tensor, nn
 
 from dsvlp.engine.timer import StepTimer
+from dsvlp.layers.compiled import inside_graphs
 
 TOWERS = ("image tower", "text tower", "fusion", "heads")
 RECOMPUTED = "recomputed"
 GRADIENTS = "gradients"
 
+JOINT = ("image tower", "words", "transformer", "heads")
+"""The parts of a system whose one Transformer reads words and image, which has no towers of its own."""
+
 _PREFIXES = {"model.image": TOWERS[0], "model.text": TOWERS[1], "model": TOWERS[2]}
+_JOINT_PREFIXES = {
+    "model.image": JOINT[0],
+    "model.objects": JOINT[0],
+    "model.text.embeddings": JOINT[1],
+    "model": JOINT[2],
+}
 
 
-def part_of(module: str) -> str:
-    """Returns the part that a system's module, by its dotted name, belongs to."""
-    for prefix, part in _PREFIXES.items():
+def part_of(module: str, joint: bool = False) -> str:
+    """Returns the part that a system's module, by its dotted name, belongs to.
+
+    Args:
+        module: its name.
+        joint: whether one Transformer reads words and image.
+    """
+    for prefix, part in (_JOINT_PREFIXES if joint else _PREFIXES).items():
         if f"{module}.".startswith(f"{prefix}."):
             return part
     return TOWERS[3]
@@ -44,14 +59,16 @@ def marked(system: nn.Module, timer: StepTimer, *, backward: bool) -> Iterator[N
     """Books the time inside a step's forward and backward on the system's parts.
 
     Args:
-        system: modules are named as its parameters are.
+        system: modules are named as its parameters are; its model says whether its Transformer is `joint`.
         timer: the step's.
         backward: also tell whose backward runs; else it is one part.
     """
     marks = _Marks(timer, backward)
-    handles = []
+    handles, joint = [], getattr(system.model, "joint", False)
+    unseen = inside_graphs(system)
     for name, module in system.named_modules():
-        handles += marks.hooks(module, part_of(name))
+        if module not in unseen:
+            handles += marks.hooks(module, part_of(name, joint))
     try:
         yield
     finally:

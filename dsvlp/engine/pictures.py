@@ -23,10 +23,42 @@ if TYPE_CHECKING:
     from dsvlp.types import Batch
 
 GAP = 2
+CANVAS = 128  # pixels of a side on which boxes are drawn
 PANEL, LINE, LETTERS = 300, 13, 46  # pixels of a text's panel and of its lines, letters of a line
 SPACE = "\u0120"  # how byte pairs write the space before a word
 ENDS = ("[CLS]", "[SEP]", "<s>", "</s>")
 MATCHED, SWAPPED, PADDING = (40, 170, 70), (210, 60, 50), (255, 255, 255)
+
+
+def inputs(batch: Batch, view: Batch) -> np.ndarray:
+    """Returns a micro-batch as it was made and as the losses see it, uint8 [rows, columns, 3]."""
+    if batch.object_labels is None:
+        return input_grid(batch.images, view.images, view.matched, view.segmentation)
+    return object_grid(batch, view)
+
+
+def object_grid(batch: Batch, view: Batch, count: int = 8) -> np.ndarray:
+    """Returns one row an image: its objects' boxes in the colours of their classes; those whose features the
+    losses do not see as they are, filled.
+
+    Args:
+        batch: images [I, N, F + 4] as read.
+        view: the same after the objectives' corruptions.
+        count: images shown at most.
+    """
+    assert batch.object_labels is not None and batch.image_mask is not None
+    changed = (batch.images != view.images).any(-1).cpu()  # [I, N]
+    boxes = (batch.images[..., -4:].float().cpu() * (CANVAS - 1)).round().long().tolist()
+    rows = []
+    for index in range(min(count, len(boxes))):
+        canvas = Image.new("RGB", (CANVAS, CANVAS), PADDING)
+        draw = ImageDraw.Draw(canvas)
+        pens = colours(batch.object_labels[index])
+        for place in batch.image_mask[index].nonzero()[:, 0].tolist():
+            pen = tuple(pens[place].tolist())
+            draw.rectangle(boxes[index][place], outline=pen, fill=pen if changed[index, place] else None)
+        rows.append(_row([np.asarray(canvas)], MATCHED if bool(view.matched[index]) else SWAPPED))
+    return np.concatenate(rows)
 
 
 def input_grid(

@@ -1,31 +1,29 @@
 """Questions to a trained model: does it tell a true pair from a random one, and, of the synthetic world,
 does it read relations, does it look at the picture?
 
-Legend: P pairs, L text tokens, S pixels of a side.
+Legend: P pairs, L text tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dsvlp import dist, seed
-from dsvlp.data import augment
-from dsvlp.data.decode import BadImage, CPUDecoder, EncodedImage
-from dsvlp.data.jpeg import normalise
 from dsvlp.data.synthetic import RelationPair
 from dsvlp.data.text import Tokenizer
 from dsvlp.engine.evaluate import Forward, Progress, evaluating, silent
-from dsvlp.errors import DataError
 from dsvlp.objectives.mlm import MLM, MLMTargets
 from dsvlp.passes import select
 from dsvlp.system import ImageRequest, MatchRequest, Prepared, TextRequest, TrainRequest
 from dsvlp.tasks.scores import Share
 from dsvlp.types import Batch
+
+ImagesOf = Callable[[Sequence[RelationPair]], tuple[Tensor, Tensor | None]]
+"""Returns the images of pairs as evaluation sees them, and their mask, on the CPU."""
 
 
 def match_accuracy(engine: Forward, batches: Iterable[Batch], progress: Progress = silent) -> Share:
@@ -65,7 +63,7 @@ def relation_accuracy(
     engine: Forward,
     pairs: Sequence[RelationPair],
     tokenizer: Tokenizer,
-    image_size: int,
+    images_of: ImagesOf,
     max_length: int,
     chunk: int = 50,
     progress: Progress = silent,
@@ -78,7 +76,7 @@ def relation_accuracy(
         engine: forwards go through it.
         pairs: held-out pictures, each with a true and a false caption.
         tokenizer: the run's.
-        image_size: S.
+        images_of: makes their images.
         max_length: L.
         chunk: pairs at once.
         progress: called at each chunk.
@@ -88,8 +86,9 @@ def relation_accuracy(
         for start in range(0, len(pairs), chunk):
             progress(f"relation probe {start}")
             part = pairs[start : start + chunk]
-            images = torch.stack([picture(pair.jpeg, image_size) for pair in part]).to(engine.device)
-            states = engine(ImageRequest(images))
+            images, seen = images_of(part)
+            seen = None if seen is None else seen.to(engine.device)
+            states = engine(ImageRequest(images.to(engine.device), seen))
             scores = []
             for texts in ([pair.true for pair in part], [pair.false for pair in part]):
                 ids, mask, _ = (
@@ -100,22 +99,6 @@ def relation_accuracy(
                 scores.append(engine(request)[1])
             hits += int((scores[0] > scores[1]).sum())
     return Share(hits, len(pairs), 0.5)
-
-
-def picture(jpeg: bytes, size: int) -> Tensor:
-    """Returns a JPEG as evaluation sees it, float32 [3, S, S], normalised.
-
-    Raises:
-        DataError: it cannot be decoded.
-    """
-    stored = normalise(jpeg)
-    array, (height, width) = np.frombuffer(stored.jpeg, np.uint8), (stored.height, stored.width)
-    (pixels,) = CPUDecoder().decode([EncodedImage(array, height, width, size, size)])
-    if isinstance(pixels, BadImage):
-        raise DataError(f"a probe's picture cannot be decoded: {pixels.reason}", "a whole JPEG")
-    out = torch.empty(3, size, size)
-    augment.place_image(pixels, augment.whole(height, width, size), (height, width), out)
-    return out
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from torch import Tensor
 from dsvlp import dist
 from dsvlp.engine.evaluate import Forward, Progress, evaluating, silent
 from dsvlp.errors import RunError
-from dsvlp.passes import select
+from dsvlp.passes import joined, select
 from dsvlp.system import EmbedRequest, ImageRequest, MatchRequest, TextRequest
 from dsvlp.tasks.scores import Share, best_candidates, first_of_each, reranked, retrieval
 from dsvlp.types import Batch, States
@@ -127,9 +127,9 @@ class Gallery:
             self._texts = States(tokens, texts.mask.to(engine.device))
         everyone = [np.array(part, np.int64) for part in dist.gather_objects(rows[mine].tolist())]
         self._counts = [len(part) for part in everyone]
-        joined = np.concatenate(everyone)
-        self._order = joined.argsort()
-        image_rows = joined[self._order]
+        every_row = np.concatenate(everyone)
+        self._order = every_row.argsort()
+        image_rows = every_row[self._order]
         names = texts.names.numpy()
         self.names = Names(np.searchsorted(image_rows, names[:, 1]), image_rows, names[:, 0])
 
@@ -216,8 +216,8 @@ class Gallery:
         padded = np.zeros((max(self._counts), local.shape[1]), np.float32)
         padded[: len(local)] = local
         parts = dist.all_gather(torch.from_numpy(padded).to(device)).cpu().numpy()
-        joined = np.concatenate([part[:count] for part, count in zip(parts, self._counts, strict=True)])
-        out: np.ndarray = joined[self._order]
+        images = np.concatenate([part[:count] for part, count in zip(parts, self._counts, strict=True)])
+        out: np.ndarray = images[self._order]
         return out
 
 
@@ -232,7 +232,7 @@ def _read(engine: Forward, batches: Iterable[Batch], progress: Progress) -> tupl
 
     An image that comes with several captions is kept once.
     """
-    tokens, masks, rows, texts = [], [], [], []
+    images, rows, texts = [], [], []
     known: set[int] = set()
     for number, batch in enumerate(batches):
         progress(f"retrieval, images {number}")
@@ -241,14 +241,13 @@ def _read(engine: Forward, batches: Iterable[Batch], progress: Progress) -> tupl
         first = {row: index for index, row in reversed(list(_counted_rows(batch))) if row not in known}
         known |= first.keys()
         new = sorted(first.values())
-        tokens.append(states.tokens[new])
-        masks.append(states.mask[new])
+        images.append(select(states, torch.tensor(new, dtype=torch.int64, device=engine.device)))
         assert batch.rows is not None
         rows.append(batch.rows[new])
     if not rows:
         raise RunError("the data for retrieval holds no batch", "at least one pair")
-    joined = _Texts(*(torch.cat(parts) for parts in zip(*texts, strict=True)))
-    return States(torch.cat(tokens), torch.cat(masks)), torch.cat(rows), joined
+    own_texts = _Texts(*(torch.cat(parts) for parts in zip(*texts, strict=True)))
+    return joined(images), torch.cat(rows), own_texts
 
 
 def _moved(tensor: Tensor | None, device: torch.device) -> Tensor | None:

@@ -18,7 +18,8 @@ def factor(schedule: Schedule, step: int) -> float:
     """Returns the share of the peak learning rate at a step.
 
     Rises linearly from 1/(w+1) at step 0 over the w warm-up steps, is 1 at step w, and then falls to
-    0 at step `schedule.steps`, one past the last (linear or cosine), or stays (constant).
+    0 at step `schedule.steps`, one past the last (linear or cosine), stays (constant), or is divided by 10
+    after each share of the run that `drops` names (steps).
 
     Args:
         schedule: the recipe's table.
@@ -29,5 +30,8 @@ def factor(schedule: Schedule, step: int) -> float:
         return (step + 1) / (warmup + 1)
     if schedule.decay == "constant":
         return 1.0
+    if schedule.decay == "steps":
+        passed = sum(step >= round(share * schedule.steps) for share in schedule.drops)
+        return 1 / 10**passed
     done = min(1.0, (step - warmup) / (schedule.steps - warmup))
     return 1.0 - done if schedule.decay == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))

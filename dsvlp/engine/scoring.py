@@ -17,17 +17,22 @@ import numpy as np
 
 from dsvlp import catalog, dist
 from dsvlp.data.dataset import Dataset
-from dsvlp.data.loader import Loader, open_data
+from dsvlp.data.features.objects import read_images
+from dsvlp.data.fit import check_features
+from dsvlp.data.frames import Framing
+from dsvlp.data.loader import Loader
+from dsvlp.data.opened import open_data
+from dsvlp.data.reading import read_picture, together
 from dsvlp.data.synthetic import colour_words, relation_pairs
 from dsvlp.data.text import Tokenizer
 from dsvlp.engine.evaluate import Progress, evaluate, silent
 from dsvlp.engine.gates import closed_gates, gates
 from dsvlp.engine.inference import Inference, Trained
-from dsvlp.engine.probes import match_accuracy, relation_accuracy, single_tokens, word_accuracy
+from dsvlp.engine.probes import ImagesOf, match_accuracy, relation_accuracy, single_tokens, word_accuracy
 from dsvlp.engine.retrieval import Captions, Gallery
 from dsvlp.errors import DataError, RunError
 from dsvlp.objectives.mlm import MLM
-from dsvlp.recipe import Recipe
+from dsvlp.recipe import Recipe, reads_objects
 from dsvlp.system import System
 from dsvlp.tasks.scores import Share
 
@@ -43,6 +48,7 @@ class Settings:
 
     Attributes:
         data: a `.beton`; None: the recipe's validation data, or the synthetic world's held-out scenes.
+        features: the region features of `data`, for a system of objects.
         pairs: at most about this many pairs of it, drawn once; 0: all.
         retrieval: rank texts for images and images for texts.
         captions: for retrieval, each image's "first" alone, or "all" as well.
@@ -54,6 +60,7 @@ class Settings:
     """
 
     data: Path | None = None
+    features: Path | None = None
     pairs: int = 0
     retrieval: bool = True
     captions: Captions = "first"
@@ -83,7 +90,7 @@ class Scorer:
         self._trained, self._tokenizer, self._settings = trained, tokenizer, settings
         self._progress = progress
         _check(trained, settings)
-        self._dataset = _open(trained.recipe, settings.data)
+        self._dataset = _open(trained.recipe, settings)
         self._recipe, self.left_out = _measurable(trained, self._dataset)
         modules = {name: trained.system.objectives[name] for name in self._recipe.objectives.enabled()}
         self._system = System(trained.system.model, cast(Any, modules))
@@ -123,9 +130,11 @@ class Scorer:
                 ).to_json()
         return out
 
-    def _batches(self) -> Loader:
+    def _batches(self, questions: bool = False) -> Loader:
+        """Returns a pass over the data's captions, where asked also over the questions that are learnt."""
+        recipe = self._recipe if questions else _without_questions(self._recipe)
         return Loader(
-            self._recipe,
+            recipe,
             [self._dataset],
             self._tokenizer,
             rank=dist.rank(),
@@ -137,7 +146,7 @@ class Scorer:
     def _losses(self) -> dict[str, float]:
         tables: dict[str, Any] = self._recipe.objectives.enabled()
         weights = {name: table.weight for name, table in tables.items()}
-        with self._batches() as batches:
+        with self._batches(questions=True) as batches:
             return evaluate(self._engine, self._system, batches, weights, self._progress)
 
     def _retrieval(self) -> dict[str, Any]:
@@ -167,14 +176,24 @@ class Scorer:
         out: dict[str, Any] = {}
         if world.max_shapes > 1 and "itm" in self._system.objectives:
             pairs = relation_pairs(PROBE_PAIRS, world.seed, world.image_size, world.max_shapes)
-            size = self._recipe.model.image_size
             found = relation_accuracy(
-                self._engine, pairs, self._tokenizer, size, text.max_length, progress=self._progress
+                self._engine, pairs, self._tokenizer, self._images(), text.max_length, progress=self._progress
             )
             out["relation_word"] = found.to_json()
         if "mlm" in self._system.objectives:
             out |= self._colours()
         return out
+
+    def _images(self) -> ImagesOf:
+        """Returns what makes the images of the relation probe's pairs: their pictures, or their objects."""
+        if reads_objects(self._recipe):
+            features = _open(self._recipe, Settings()).features
+            assert features is not None, "`open_data` has seen to it"
+            return lambda pairs: read_images(features, np.array([pair.image for pair in pairs]))
+        framing = Framing.of(self._recipe)
+        return lambda pairs: together(
+            [read_picture(pair.jpeg, framing, "a probe's picture") for pair in pairs], framing
+        )
 
     def _colours(self) -> dict[str, Any]:
         mlm = cast(MLM, self._system.objectives["mlm"])
@@ -187,6 +206,12 @@ class Scorer:
             "colour_words_with_picture": found.with_picture.to_json(),
             "colour_words_without_picture": found.without_picture.to_json(),
         }
+
+
+def _without_questions(recipe: Recipe) -> Recipe:
+    """Returns a recipe whose loader deals captions alone: a question is no text to find an image by."""
+    objectives = recipe.objectives.model_copy(update={"qa": None})
+    return recipe.model_copy(update={"objectives": objectives})
 
 
 def _json(shares: dict[str, Share]) -> dict[str, Any]:
@@ -212,9 +237,11 @@ def _check(trained: Trained, settings: Settings) -> None:
         )
 
 
-def _open(recipe: Recipe, data: Path | None) -> Dataset:
-    if data is not None:
-        return Dataset.open(data, verify="quick")
+def _open(recipe: Recipe, settings: Settings) -> Dataset:
+    if settings.data is not None:
+        dataset = Dataset.open(settings.data, verify="quick", features=settings.features)
+        check_features(recipe, dataset)
+        return dataset
     with open_data(recipe) as opened:
         if opened.held_out is None:
             raise DataError("the run's recipe has no validation data", "held-out data", "Give --data X.beton")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -21,7 +22,8 @@ from dsvlp import dist, seed
 from dsvlp.engine.feed import AtOnce, Feed, first_place
 from dsvlp.engine.texts import shortened
 from dsvlp.engine.timer import StepTimer
-from dsvlp.recipe import micro_pairs
+from dsvlp.layers.compiled import compile_blocks
+from dsvlp.recipe import gathers_negatives, micro_pairs
 from dsvlp.system import Prepared, System, TrainRequest
 from dsvlp.types import Batch, Loss
 
@@ -92,6 +94,8 @@ class Step:
         accumulation: int,
         fetcher: Fetcher | None = None,
     ) -> None:
+        if recipe.engine.compile:
+            compile_blocks(system, engine.device)
         self._engine, self._system = engine, system
         self._names = list(system.objectives)
         tables = recipe.objectives.enabled()
@@ -99,6 +103,9 @@ class Step:
         self._weights = torch.tensor(weights, device=engine.device)
         self._seed = recipe.seed
         self._cut_texts = recipe.engine.cut_texts
+        self._agree: Callable[[list[int]], list[int]] = list
+        if self._cut_texts and gathers_negatives(recipe):
+            self._agree = partial(dist.agreed_most, group=dist.side_group(recipe.engine.watchdog_seconds))
         self._scale = dist.world_size() * accumulation
         self._feed: Feed | None = None
         self._at_once: Callable[[int, int], AtOnce] | None = None
@@ -113,13 +120,15 @@ class Step:
         host = {name: cast("Objective", module).seconds for name, module in system.objectives.items()}
         self.timer = StepTimer(engine.device, host)
 
-    def run(self, step: int, batches: list[Batch], lr: float, stop: bool, show: bool = False) -> StepOutput:
+    def run(
+        self, step: int, batches: list[Batch], factor: float, stop: bool, show: bool = False
+    ) -> StepOutput:
         """Takes step number `step` on this rank's micro-batches. Every rank must call.
 
         Args:
             step: counts from 1; with micro-step and rank it seeds dropout.
             batches: this rank's micro-batches of the step, as the loader made them.
-            lr: learning rate of the groups whose factor is 1.
+            factor: the schedule's share of every peak learning rate.
             stop: whether this rank was asked to stop.
             show: keep the first micro-batch for the pictures.
         """
@@ -127,7 +136,7 @@ class Step:
             with self.timer.part("data"):
                 batches = self._feed.bring(step, batches)
         if self._cut_texts:
-            batches = [shortened(batch) for batch in batches]
+            batches = shortened(batches, self._agree)
         prepared = self.prepare(batches)
         totals, stop_count = self.count(prepared, stop)
         sums = torch.zeros_like(totals)
@@ -152,7 +161,7 @@ class Step:
                 drawn = {name: loss.drawn for name, loss in losses.items() if loss.drawn is not None}
                 shown = Shown(batches[0], one if fetch is None else fetch.seen(one), guesses, drawn)
         with self.timer.part("step"):
-            result = self._engine.step(lr)
+            result = self._engine.step(factor)
             for module in self._system.objectives.values():
                 cast("Objective", module).after_step(result.finite)
         return StepOutput(sums, totals, metrics, stop_count, result.grad_norm, result.finite, shown)

@@ -16,14 +16,14 @@ from typing import Any
 
 import torch
 
-from dsvlp import config, dist
+from dsvlp import catalog, config, dist
 from dsvlp import log as logs
 from dsvlp import recipe as recipes
 from dsvlp import system as systems
 from dsvlp.accounting import flops
 from dsvlp.accounting.clock import Clock
 from dsvlp.accounting.energy import Meter
-from dsvlp.data.loader import Data, open_data
+from dsvlp.data.opened import Data, open_data
 from dsvlp.engine import schedule, start, zero
 from dsvlp.engine.checkpoint import CheckpointStore
 from dsvlp.engine.evaluate import evaluate
@@ -84,6 +84,8 @@ def train(
         outcome, failure = "failed", None
         try:
             logs.setup(dist.rank(), folder / "logs")
+            for note in catalog.notes(recipe):
+                log.info(note)
             with open_data(recipe) as data:
                 # Prediction and export need it when the data are elsewhere.
                 on_rank_0(lambda: data.tokenizer.save(folder / "tokenizer"))
@@ -194,13 +196,11 @@ class Trainer:
         with self._timer.part("data"), self._clock.phase("data_wait"):
             batches = [next(self._data.train) for _ in range(self._accumulation)]
         self._note(batches)
-        peak, table = self._recipe.optimizer.lr, self._recipe.schedule
-        self._lr = peak * schedule.factor(table, self._step)
         show = self._recipe.watch.pictures_every_steps
         output = self._step_runner.run(
             self._step + 1,
             batches,
-            self._lr,
+            schedule.factor(self._recipe.schedule, self._step),
             stop=self._stop.received is not None,
             show=show > 0 and (self._step + 1) % show == 0,
         )
@@ -246,7 +246,7 @@ class Trainer:
 
     def _log(self, output: StepOutput) -> None:
         values = summary(output, list(self._weights), self._weights)
-        values["optimizer/learning_rate"] = self._lr
+        values |= {f"optimizer/learning_rate/{part}": lr for part, lr in self._engine.rates().items()}
         values["optimizer/skipped_steps"] = float(self._skips[1])
         values["data/bad_images_on_rank_0"] = float(self._data.bad_images)
         values["data/pairs_without_partner"] = float(self._data.train.partnerless)

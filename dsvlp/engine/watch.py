@@ -134,8 +134,7 @@ class Watch:
         if self._metrics is None:
             return
         for name, view in shown.prepared.views.items():
-            grid = pictures.input_grid(shown.batch.images, view.images, view.matched, view.segmentation)
-            self._metrics.image(step, f"inputs/{name}", grid)
+            self._metrics.image(step, f"inputs/{name}", pictures.inputs(shown.batch, view))
         itm = self._recipe.objectives.itm
         if itm is not None and "itm" in shown.drawn:
             gallery = pictures.hard_negatives(shown, itm.view, tokens)

@@ -181,14 +181,14 @@ class Engine:
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()  # only counts the micro-step
 
-    def step(self, lr: float, finite: Tensor | None = None) -> StepResult:
+    def step(self, factor: float, finite: Tensor | None = None) -> StepResult:
         """Updates the weights after the last micro-batch's backward, or changes nothing where not finite.
 
         Args:
-            lr: the schedule's learning rate of this step, before the groups' factors.
+            factor: the schedule's share of every group's peak learning rate.
             finite: bool scalar, equal on all ranks; False vetoes the step (the loss was not finite).
         """
-        self.optimizer.set_lr(lr)
+        self.optimizer.set_lr(factor)
         allowed = torch.ones((), dtype=torch.bool, device=self.device) if finite is None else finite
         norm = self._norm_and_clip() if self.stage == 0 else None
         if norm is not None:
@@ -200,6 +200,7 @@ class Engine:
                 self._engine.get_global_grad_norm(), dtype=torch.float32, device=self.device
             )
             allowed = allowed & norm.isfinite()
+        partitions.forget_gradients(self._engine.optimizer, self.stage)
         return StepResult(norm, allowed)
 
     def _norm_and_clip(self) -> Tensor:
@@ -252,9 +253,13 @@ class Engine:
         ranks = iter(owners(replicated, dist.world_size()))
         return [fragment for fragment, whole in every if not whole or next(ranks) == dist.rank()]
 
+    def rates(self) -> dict[str, float]:
+        """Returns part of the system ("cnn", "tower", ...) -> its learning rate at the last step."""
+        return {group["name"].partition("/")[0]: group["lr"] for group in self.optimizer.param_groups}
+
     def layout_state(self) -> dict[str, Any]:
         """Returns the engine's counters as JSON. Waits for the device."""
-        steps = {int(state["step"]) for state in self.optimizer.state.values()}
+        steps = {int(state["step"]) for state in self.optimizer.state.values() if "step" in state}
         return {
             "updates": max(steps, default=0),
             "steps": self._engine.global_steps,
@@ -283,7 +288,8 @@ class Engine:
             fragment.tensor.copy_(values)
         partitions.after_writing(outer, self.stage)
         for inner in self.optimizer.state.values():
-            inner["step"].fill_(counters["updates"])
+            if "step" in inner:
+                inner["step"].fill_(counters["updates"])
         self._engine.global_steps = counters["steps"]
         self._engine.global_samples = counters["samples"]
         self._engine.skipped_steps = counters["skipped"]

@@ -39,8 +39,11 @@ class BERTTower(BertModel):
 
     def forward(self, text_ids: Tensor, text_mask: Tensor) -> Tensor:  # type: ignore[override]
         """Returns states [T, L, D] of int64 ids [T, L]; mask bool [T, L], True at real tokens."""
-        tokens = self.embeddings(text_ids)
-        keys = text_mask[:, None, None]  # [T, 1, 1, L]
+        return self.run_layers(self.embeddings(text_ids), text_mask)
+
+    def run_layers(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Returns embedded tokens [B, L, D], words or anything else, after all layers; mask bool [B, L]."""
+        keys = mask[:, None, None]  # [B, 1, 1, L]
         for index, layer in enumerate(self.encoder.layer):
             tokens = run_block(layer, index, self.checkpointing, tokens, keys)
         return tokens

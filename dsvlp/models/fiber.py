@@ -50,7 +50,9 @@ class FIBER(TwoTowers[FIBERModel]):
     def _fusion(self, table: FIBERModel) -> list[FusedPair]:
         return [_pair(table, stage) for stage, _, _ in table.fusion.plan]
 
-    def encode_image(self, images: Tensor, image_mask: Tensor | None = None) -> States:
+    def encode_image(
+        self, images: Tensor, image_mask: Tensor | None = None, image_keys: Tensor | None = None
+    ) -> States:
         """Returns what the first fused image block starts from: [I, N, C].
 
         Args:

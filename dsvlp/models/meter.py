@@ -32,7 +32,9 @@ class METER(TwoTowers[METERModel]):
             initialise(layer, width)
         return layers
 
-    def encode_image(self, images: Tensor, image_mask: Tensor | None = None) -> States:
+    def encode_image(
+        self, images: Tensor, image_mask: Tensor | None = None, image_keys: Tensor | None = None
+    ) -> States:
         """Returns the image tower's tokens [I, N, C], of images [I, 3, H, W] of the model's own size."""
         return whole(self.image(images))
 

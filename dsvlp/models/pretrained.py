@@ -25,7 +25,7 @@ from dsvlp.layers.positions import resample
 
 log = logging.getLogger(__name__)
 
-RESNET_UNUSED = (r"fc\.",)
+CNN_UNUSED = (r"fc\.", r"head\.fc\.", r"classifier\.")
 SWIN_UNUSED = (r"head\.", r".*\.attn_mask$", r".*\.relative_position_index$")
 VIT_UNUSED = (r"head\.", r"cls_token$", r"pre_logits\.")
 BERT_UNUSED = (r"(bert\.)?pooler\.", r"cls\.", r"(bert\.)?embeddings\.position_ids$")
@@ -60,13 +60,13 @@ def load_vit(tower: VisionTransformer, weights: str) -> None:
     fill(tower, state, weights, (*VIT_UNUSED, *_beyond("blocks", len(tower.blocks), state)))
 
 
-def load_resnet(trunk: nn.Module, weights: str) -> None:
-    """Fills a ResNet trunk from a timm checkpoint (name or file), all but its classifier.
+def load_cnn(trunk: nn.Module, weights: str) -> None:
+    """Fills a CNN trunk from a timm checkpoint (name or file), all but its classifier.
 
     Raises:
         RecipeError: the checkpoint cannot be read, or its keys or shapes do not fit.
     """
-    fill(trunk, published(weights), weights, RESNET_UNUSED)
+    fill(trunk, published(weights), weights, CNN_UNUSED)
 
 
 def load_swin(tower: SwinTransformer, weights: str) -> None:

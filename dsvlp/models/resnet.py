@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from timm.models import is_model_in_modules
 from timm.models.resnet import ResNet as Trunk
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from dsvlp.errors import RecipeError
 from dsvlp.layers.attention import initialise
 from dsvlp.layers.positions import GridPositions
-from dsvlp.layers.recompute import Mode, run_block
-from dsvlp.models.pretrained import load_resnet
+from dsvlp.layers.recompute import Mode
+from dsvlp.models.cnn import freeze_statistics, resnet_stages
+from dsvlp.models.pretrained import load_cnn
 from dsvlp.recipe import ResNet
 
 
@@ -54,16 +54,14 @@ class ResNetTower(nn.Module):
         """Returns the tower, its trunk from published weights where `pretrained`."""
         tower = cls(table, image_size, width)
         if pretrained:
-            load_resnet(tower.trunk, str(table.weights))
+            load_cnn(tower.trunk, str(table.weights))
         return tower.train()
 
     def train(self, mode: bool = True) -> "ResNetTower":
         """Sets training mode; BatchNorm whose statistics are frozen stays in evaluation mode."""
         super().train(mode)
         if self.frozen_statistics:
-            for module in self.trunk.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+            freeze_statistics(self.trunk)
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -83,12 +81,9 @@ class ResNetTower(nn.Module):
 
     def _stages(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the maps of the last two stages; channels last, as convolutions run fastest."""
-        net = self.trunk
-        states = net.maxpool(net.act1(net.bn1(net.conv1(images.to(memory_format=torch.channels_last)))))
-        before = states
-        for index, stage in enumerate((net.layer1, net.layer2, net.layer3, net.layer4)):
-            before, states = states, run_block(stage, index, self.checkpointing, states)
-        return before, states
+        images = images.to(memory_format=torch.channels_last)
+        *_, before, last = resnet_stages(self.trunk, images, self.checkpointing)
+        return before, last
 
 
 def trunk(name: str, stride: int) -> Trunk:

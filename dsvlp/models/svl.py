@@ -89,7 +89,9 @@ class SVL(nn.Module):
         """Chooses the blocks whose activations are recomputed in backward, see `layers.recompute`."""
         self.checkpointing = self.image.checkpointing = self.text.checkpointing = mode
 
-    def encode_image(self, images: Tensor, image_mask: Tensor | None = None) -> States:
+    def encode_image(
+        self, images: Tensor, image_mask: Tensor | None = None, image_keys: Tensor | None = None
+    ) -> States:
         """Returns image states before fusion: tokens [I, N, D], and maps of the grid, finest first.
 
         With `visual_queries` the tokens are the queries' outputs. The last map is always the grid of

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 
+from timm.layers import DropPath as TimmDropPath
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, SwinTransformerStage
 from torch import Tensor, nn
 
 from dsvlp.errors import RecipeError
 from dsvlp.layers.recompute import Mode, run_block
-from dsvlp.layers.swin import MaskedWindowAttention
+from dsvlp.layers.swin import DropPath, MaskedWindowAttention
 from dsvlp.models.pretrained import load_swin
 from dsvlp.recipe import Swin
 
@@ -48,6 +49,9 @@ class SwinTower(SwinTransformer):
             block.attn = MaskedWindowAttention(
                 attention.dim, attention.num_heads, window_size=block.window_size
             )
+            for name in ("drop_path1", "drop_path2"):
+                if isinstance(drop := getattr(block, name), TimmDropPath):
+                    setattr(block, name, DropPath(drop.drop_prob))
         initialise_swin(self, table.width)
 
     @classmethod

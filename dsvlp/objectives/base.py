@@ -21,7 +21,9 @@ beside every loss.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,7 +32,7 @@ from torch import Tensor, nn
 
 from dsvlp.passes import Passes
 from dsvlp.recipe import BatchSize
-from dsvlp.types import Batch, Loss
+from dsvlp.types import Batch, Loss, Mode
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,12 @@ class Targets:
 
     Attributes:
         count: float32 scalar on the batch's device, the divisor's local share.
+        modes: "single", "two" -> bool in the layout of the targets: those of the pairs that are read so;
+            empty for a model of one reading.
     """
 
     count: Tensor
+    modes: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
 
 
 class Objective(nn.Module):
@@ -118,7 +123,12 @@ def class_counts(labels: Tensor, weight: Tensor, classes: int) -> Tensor:
 
 
 def classified(
-    logits: Tensor, labels: Tensor, weight: Tensor, count: Tensor, judged: Tensor | None = None
+    logits: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    count: Tensor,
+    judged: Tensor | None = None,
+    modes: Mapping[str, Tensor] | None = None,
 ) -> Loss:
     """Returns the weighted cross-entropy summed over targets, with accuracy and predictions.
 
@@ -128,13 +138,18 @@ def classified(
         weight: float32 [...].
         count: the loss's divisor, this micro-batch's share.
         judged: weight of the accuracy where it is another than the loss's.
+        modes: `Targets.modes`.
     """
     entropy = F.cross_entropy(logits.flatten(0, -2), labels.clamp(min=0).flatten(), reduction="none")
+    losses = entropy.view_as(weight) * weight
     predictions = logits.detach().argmax(-1)
     return Loss(
-        (entropy.view_as(weight) * weight).sum(),
+        losses.sum(),
         count,
-        {"accuracy": accuracy(predictions, labels, weight if judged is None else judged)},
+        {
+            "accuracy": accuracy(predictions, labels, weight if judged is None else judged),
+            **loss_by_mode(losses, weight, modes or {}),
+        },
         predictions,
     )
 
@@ -142,3 +157,53 @@ def classified(
 def accuracy(predictions: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Returns (weight of the correct predictions, weight of all), float32 scalars; all of one shape."""
     return ((predictions == labels) * weight).sum(), weight.sum()
+
+
+def counted_pairs(view: Batch, on_mismatched: bool = False) -> Tensor:
+    """Returns bool [P]: the pairs of a view whose targets count; of mismatched ones only where asked for."""
+    pairs = view.weight > 0
+    if view.mismatched is not None and not on_mismatched:
+        pairs = pairs & ~view.mismatched
+    return pairs
+
+
+def mode_parts(mode: Mode | None, pair: Tensor) -> dict[str, Tensor]:
+    """Returns what `Targets.modes` says of targets.
+
+    Args:
+        mode: the view's.
+        pair: int64 in the layout of the targets, each one's place among the view's pairs.
+    """
+    if mode == "halves":
+        return {"single": pair % 2 == 0, "two": pair % 2 == 1}
+    return {} if mode is None else {mode: torch.ones_like(pair, dtype=torch.bool)}
+
+
+def loss_by_mode(
+    losses: Tensor, weight: Tensor, modes: Mapping[str, Tensor]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Returns the metrics "loss_single" and "loss_two" of weighted losses and their weights, both [...]."""
+    losses = losses.detach()
+    return {f"loss_{name}": ((losses * part).sum(), (weight * part).sum()) for name, part in modes.items()}
+
+
+def capacity(positions: int, share: float) -> int:
+    """Returns room for a share of positions that is drawn one by one: the mean and eight deviations.
+
+    Were it ever full, the positions beyond would not count.
+    """
+    deviation = math.sqrt(positions * share * (1 - share))
+    return min(positions, math.ceil(positions * share + 8 * deviation))
+
+
+def first_of(chosen: Tensor, room: int) -> tuple[Tensor, Tensor]:
+    """Returns int64 [K] places of what is chosen, padded with others, and float32 [K], 1 at the chosen.
+
+    A fixed number, so that nothing waits for the device.
+
+    Args:
+        chosen: bool [positions].
+        room: K.
+    """
+    places = chosen.byte().argsort(descending=True, stable=True)[:room]
+    return places, chosen[places].float()

@@ -19,7 +19,14 @@ from torch import Tensor, nn
 
 from dsvlp.layers.attention import initialise
 from dsvlp.objectives import at_once, hard_negatives
-from dsvlp.objectives.base import Objective, Targets, class_constant, class_counts, classified
+from dsvlp.objectives.base import (
+    Objective,
+    Targets,
+    class_constant,
+    class_counts,
+    classified,
+    mode_parts,
+)
 from dsvlp.objectives.hard_negatives import Candidates, Drawn
 from dsvlp.objectives.pool import Pool
 from dsvlp.passes import Passes
@@ -90,7 +97,8 @@ class ITM(Objective):
         judged alone.
         """
         if self.negatives == "loader":
-            return swapped(view), ITMTargets(view.weight.sum(), view.matched.long(), view.weight)
+            modes = mode_parts(view.mode, torch.arange(len(view.weight), device=view.weight.device))
+            return swapped(view), ITMTargets(view.weight.sum(), view.matched.long(), view.weight, modes=modes)
         found = hard_negatives.candidates(view, self.negatives, self.same_image)
         true = torch.ones_like(view.pairs[:, 0])
         some = (side.allowed.any(1) for side in (found.texts, found.images))
@@ -128,7 +136,9 @@ class ITM(Objective):
         """Returns the cross-entropy summed over judged pairs, the accuracy, and how the negatives are."""
         encoded = passes.fused(self.view)
         if begun is None:
-            return classified(self.logits(encoded), targets.labels, targets.weight, targets.count)
+            return classified(
+                self.logits(encoded), targets.labels, targets.weight, targets.count, modes=targets.modes
+            )
         drawn = begun.fused.result()
         assert encoded.pooled is not None and drawn.pooled is not None
         logits = self.logits(Encoded(pooled=torch.cat((encoded.pooled, drawn.pooled))))

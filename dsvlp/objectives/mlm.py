@@ -5,7 +5,6 @@ Legend: P pairs, L text tokens, K capacity for masked positions, V vocabulary, D
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +13,20 @@ from torch import Tensor, nn
 
 from dsvlp import seed
 from dsvlp.layers.attention import NORM_EPS, initialise
-from dsvlp.objectives.base import Objective, Targets, class_constant, class_counts, classified
+from dsvlp.objectives.base import (
+    Objective,
+    Targets,
+    capacity,
+    class_constant,
+    class_counts,
+    classified,
+    counted_pairs,
+    first_of,
+    mode_parts,
+)
 from dsvlp.passes import Passes
 from dsvlp.recipe import MLM as Table
-from dsvlp.types import Batch, DataFacts, Loss
+from dsvlp.types import Batch, DataFacts, Loss, Mode
 
 MASK_SHARE, OTHER_SHARE = 0.8, 0.1  # of the chosen words; the last tenth is kept (BERT)
 
@@ -86,28 +95,17 @@ class MLM(Objective):
             pairs=torch.stack((view.pairs[:, 0], own), 1),
             partner=own,
         )
-        return masked, self._targets(ids.flatten(), (hidden & self._counted(view)[:, None]).flatten())
+        counted = counted_pairs(view, self.table.on_mismatched)
+        return masked, self._targets(ids, hidden & counted[:, None], view.mode)
 
     def capacity(self, positions: int) -> int:
-        """Returns K for a micro-batch of `positions` text positions: the mean and eight deviations.
-
-        Were it ever full, the positions beyond would not count.
-        """
-        share = self.table.probability
-        deviation = math.sqrt(positions * share * (1 - share))
-        return min(positions, math.ceil(positions * share + 8 * deviation))
+        """Returns K for a micro-batch of `positions` text positions."""
+        return capacity(positions, self.table.probability)
 
     def _hidden(self, view: Batch, length: int) -> Tensor:
         """Returns bool [P, L]: the words to hide, never special tokens or padding."""
         drawn = seed.uniform(view.pair_keys, "mlm.select", length) < self.table.probability
         return drawn & ~view.special_mask[view.pairs[:, 1]]
-
-    def _counted(self, view: Batch) -> Tensor:
-        """Returns bool [P]: the pairs whose hidden words are predicted."""
-        pairs = view.weight > 0
-        if view.mismatched is not None and not self.table.on_mismatched:
-            pairs = pairs & ~view.mismatched
-        return pairs
 
     def _corrupted(self, keys: Tensor, ids: Tensor) -> Tensor:
         """Returns ids [P, L] as if every word had been chosen: 80% [MASK], 10% other, 10% kept."""
@@ -120,11 +118,11 @@ class MLM(Objective):
         out = torch.where(draw < MASK_SHARE + OTHER_SHARE, other, ids)
         return torch.where(draw < MASK_SHARE, self.facts.mask_id, out)
 
-    def _targets(self, ids: Tensor, counted: Tensor) -> MLMTargets:
-        order = counted.byte().argsort(descending=True, stable=True)  # the masked positions come first
-        positions = order[: self.capacity(len(counted))]
-        weight = counted[positions].float()
-        return MLMTargets(weight.sum(), positions, ids[positions], weight)
+    def _targets(self, ids: Tensor, counted: Tensor, mode: Mode | None) -> MLMTargets:
+        """Returns the targets among ids [P, L], where `counted`."""
+        positions, weight = first_of(counted.flatten(), self.capacity(counted.numel()))
+        modes = mode_parts(mode, positions // ids.shape[1])
+        return MLMTargets(weight.sum(), positions, ids.flatten()[positions], weight, modes=modes)
 
     def begin(self, passes: Passes, targets: MLMTargets) -> None:
         """Asks for the view's fused pass."""
@@ -136,7 +134,7 @@ class MLM(Objective):
         assert text is not None
         states = text.tokens.flatten(0, 1)[targets.positions]  # [K, D]
         logits = self.decoder(self.transform(states)).float()  # [K, V]
-        return classified(logits, targets.labels, targets.weight, targets.count)
+        return classified(logits, targets.labels, targets.weight, targets.count, modes=targets.modes)
 
     def constant(self, targets: MLMTargets) -> Tensor:
         """Returns how often each id is the target, float64 [V]."""

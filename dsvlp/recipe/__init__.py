@@ -15,6 +15,7 @@ from dsvlp import catalog, config
 from dsvlp.config import Strict
 from dsvlp.errors import RecipeError
 from dsvlp.recipe.data import Augment, Data, Source, Synthetic
+from dsvlp.recipe.joint import CNN, PixelBERTModel, SemVLPModel
 from dsvlp.recipe.model import (
     BERT,
     BackboneFusion,
@@ -29,13 +30,16 @@ from dsvlp.recipe.model import (
     ViT,
 )
 from dsvlp.recipe.numbers import Decay, Positive, PositiveFloat, Seed, Share
-from dsvlp.recipe.objectives import ITC, ITM, MLM, SEGL, SPL, SSUL, Objectives
+from dsvlp.recipe.objectives import ITC, ITM, MLM, MOP, QA, SEGL, SPL, SSUL, Objectives
 
 __all__ = [
     "BERT",
+    "CNN",
     "ITC",
     "ITM",
     "MLM",
+    "MOP",
+    "QA",
     "SEGL",
     "SPL",
     "SSUL",
@@ -49,11 +53,13 @@ __all__ = [
     "METERModel",
     "Objectives",
     "Optimizer",
+    "PixelBERTModel",
     "Recipe",
     "ResNet",
     "RoBERTa",
     "SVLModel",
     "Schedule",
+    "SemVLPModel",
     "Source",
     "Swin",
     "Synthetic",
@@ -64,8 +70,10 @@ __all__ = [
     "accumulation",
     "fetches_negatives",
     "from_json",
+    "gathers_negatives",
     "load",
     "micro_pairs",
+    "reads_objects",
     "swaps_texts",
 ]
 
@@ -94,8 +102,16 @@ class BatchSize(Strict):
         return self
 
 
+class CNNOptimizer(Strict):
+    """SGD with momentum for a CNN's trunk, beside AdamW for the rest (Pixel-BERT, Hyperparameters)."""
+
+    lr: PositiveFloat = 1e-2
+    momentum: Decay = Field(0.9, description="not stated in the paper; SOHO's")
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+
+
 class Optimizer(Strict):
-    """AdamW (SVL: specification, Data, augmentation, training)."""
+    """AdamW (SVL: specification, Data, augmentation, training), and SGD for a CNN's trunk."""
 
     lr: PositiveFloat
     backbone_lr_factor: PositiveFloat = Field(
@@ -112,6 +128,7 @@ class Optimizer(Strict):
     betas: tuple[Decay, Decay] = (0.9, 0.98)
     eps: PositiveFloat = 1e-8
     clip_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="0: no clipping")
+    cnn: CNNOptimizer | None = Field(None, description="an update rule of its own for the CNN's trunk")
 
 
 class Schedule(Strict):
@@ -119,7 +136,16 @@ class Schedule(Strict):
 
     steps: Positive
     warmup: Share = Field(0.05, description="share of the steps with a linear rise from 0")
-    decay: Literal["linear", "cosine", "constant"] = "linear"
+    decay: Literal["linear", "cosine", "constant", "steps"] = "linear"
+    drops: tuple[Share, ...] = Field(
+        (), description="decay = 'steps': shares of the run after which the rate is a tenth of before"
+    )
+
+    @model_validator(mode="after")
+    def _steps(self) -> "Schedule":
+        if (self.decay == "steps") != bool(self.drops):
+            raise ValueError("drops goes with decay = 'steps', and that needs at least one")
+        return self
 
 
 class Engine(Strict):
@@ -134,6 +160,9 @@ class Engine(Strict):
         False, description="texts end with the longest of their micro-batch, not at model.text.max_length"
     )
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    compile: bool = Field(
+        False, description="torch.compile of the transformer blocks; minutes at the start, faster steps"
+    )
     max_skipped_steps: Positive = Field(10, description="non-finite steps in a row after which the run stops")
     watchdog_seconds: PositiveFloat = Field(1800.0, description="a step longer than this ends the process")
 
@@ -168,7 +197,9 @@ class Recipe(Strict):
         description="folder of `dsvlp export` or `dsvlp import`: the weights at step 0, of the model and of "
         "the objectives that both have; tables over the image are resized",
     )
-    model: Annotated[SVLModel | FIBERModel | METERModel, Field(discriminator="system")]
+    model: Annotated[
+        SVLModel | FIBERModel | METERModel | PixelBERTModel | SemVLPModel, Field(discriminator="system")
+    ]
     data: Data = Data()
     objectives: Objectives
     batch: BatchSize
@@ -177,6 +208,16 @@ class Recipe(Strict):
     engine: Engine = Engine()
     checkpoint: Checkpoints = Checkpoints()
     watch: Watch = Watch()
+
+    @model_validator(mode="after")
+    def _rules(self) -> "Recipe":
+        image = getattr(self.model, "image", None)
+        if self.optimizer.cnn is not None and not isinstance(image, CNN | ResNet):
+            raise ValueError(
+                f"optimizer.cnn is an update rule for a CNN's trunk, and this {self.model.system} has none; "
+                f"leave the table out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _agreement(self) -> "Recipe":
@@ -200,9 +241,19 @@ def swaps_texts(recipe: Recipe) -> bool:
     return recipe.objectives.itm is not None and recipe.objectives.itm.negatives == "loader"
 
 
+def reads_objects(recipe: Recipe) -> bool:
+    """Returns whether images are rows of region features, not pixels."""
+    return isinstance(recipe.model, SemVLPModel)
+
+
 def fetches_negatives(recipe: Recipe) -> bool:
     """Returns whether ITM's negatives come from ITC's queue, whose images and texts are brought again."""
     return recipe.objectives.itm is not None and recipe.objectives.itm.negatives == "queue"
+
+
+def gathers_negatives(recipe: Recipe) -> bool:
+    """Returns whether ITM's negatives are of all ranks' micro-batches, whose texts then have one length."""
+    return recipe.objectives.itm is not None and recipe.objectives.itm.negatives == "gathered"
 
 
 def micro_pairs(recipe: Recipe, world: int) -> int:

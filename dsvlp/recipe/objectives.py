@@ -113,6 +113,37 @@ class SPL(Strict):
         "ignore", description="what queries without a label learn"
     )
     keep_area: Share = Field(0.5, description="a label stays while the crop keeps this share of its box")
+    confidence: Share = Field(
+        0.0, description="least of a label, where the source's `features` give the labels; else there is none"
+    )
+
+
+class MOP(Strict):
+    """Masked object prediction: feature and class from box and context (SemVLP, Losses 2)."""
+
+    weight: PositiveFloat = 1.0
+    view: str = "joint"
+    probability: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    classes: Positive = Field(1600, description="the detector's; at least as many as the data's table has")
+    corruption: Literal["zeros", "lxmert"] = Field(
+        "zeros",
+        description="of masked features: zeros, or LXMERT's 80% zeros, 10% another object's, 10% kept",
+    )
+    regression: Literal["smooth_l1", "mse"] = Field(
+        "smooth_l1", description="of features, mean over their width; mse: as UNITER"
+    )
+    predicted: Literal["masked", "all"] = Field(
+        "masked",
+        description="whose class; all: every object's, weighed by the detector's confidence, as LXMERT",
+    )
+    on_mismatched: bool = Field(False, description="also on mismatched pairs")
+
+
+class QA(Strict):
+    """Answers of the data's table to questions, on matched pairs (SemVLP, Losses 4)."""
+
+    weight: PositiveFloat = 1.0
+    view: str = "joint"
 
 
 class Objectives(Strict):
@@ -124,6 +155,8 @@ class Objectives(Strict):
     ssul: SSUL | None = None
     segl: SEGL | None = None
     spl: SPL | None = None
+    mop: MOP | None = None
+    qa: QA | None = None
 
     @model_validator(mode="before")
     @classmethod

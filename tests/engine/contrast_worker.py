@@ -12,15 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dsvlp import dist, recipe
 from dsvlp.engine import zero
 from dsvlp.engine.checkpoint import CheckpointStore
 from dsvlp.engine.evaluate import evaluate
 from dsvlp.engine.step import Step, StepOutput, summary
+from dsvlp.engine.texts import longest
 from dsvlp.launch.local import leave
 from dsvlp.system import build
 from dsvlp.types import Batch
 from tests.batches import make_batch, make_facts, make_fiber_recipe, take_pairs
+from tests.engine.test_texts import padded
 from tests.engine.zero_worker import digest, save
 
 GLOBAL = 16
@@ -66,7 +70,7 @@ class Run:
         batches = self.batches(number)
         if poisoned and dist.rank() == dist.world_size() - 1:
             batches[-1] = replace(batches[-1], images=batches[-1].images * float("nan"))
-        return self.runner.run(number, batches, lr, stop=False)
+        return self.runner.run(number, batches, lr / self.recipe.optimizer.lr, stop=False)
 
     def losses(self, output: StepOutput) -> dict[str, float]:
         names = list(self.system.objectives)
@@ -93,10 +97,10 @@ def gradients(folder: Path) -> dict[str, Any]:
     run, seen = Run("engine.zero=zero0", *GATHERED), {}
     before_update = run.engine.step
 
-    def look(lr: float) -> zero.StepResult:
+    def look(factor: float) -> zero.StepResult:
         named = run.system.named_parameters()
         seen.update({key: p.grad.flatten().tolist() for key, p in named if p.grad is not None})
-        return before_update(lr)
+        return before_update(factor)
 
     run.engine.step = look  # type: ignore[method-assign,assignment]
     outputs = [run.step(number, lr=0.0) for number in (1, 2)]
@@ -104,6 +108,32 @@ def gradients(folder: Path) -> dict[str, Any]:
     weights = dict.fromkeys(run.system.objectives, 1.0)
     out["held out"] = evaluate(run.engine, run.system, run.batches(3), weights)
     run.engine.close()
+    return out
+
+
+class Uneven(Run):
+    """The last rank's texts are short, all are padded to 24 tokens."""
+
+    def batches(self, step: int) -> list[Batch]:
+        made = [padded(batch, 24) for batch in super().batches(step)]
+        if dist.rank() < dist.world_size() - 1:
+            return made
+        near = torch.arange(24) < 6
+        return [replace(batch, text_mask=batch.text_mask & near) for batch in made]
+
+
+def lengths(folder: Path) -> dict[str, Any]:
+    """A step with each rank's own longest text, of full length, cut as all agree, and cut in bf16."""
+    sizes = ("model.text.max_length=24", "model.text.positions=32", "engine.zero=zero0", *GATHERED)
+    cases = {"full": (), "cut": ("engine.cut_texts=true",)}
+    cases["bf16"] = (*cases["cut"], "engine.precision=bf16")
+    out: dict[str, Any] = {}
+    for name, more in cases.items():
+        run = Uneven(*sizes, *more)
+        out["longest"] = dist.gather_objects([longest(batch) for batch in run.batches(1)])
+        found = run.step(1, 0.1)
+        out[name] = {"losses": run.losses(found), "norm": float(found.grad_norm)}
+        run.engine.close()
     return out
 
 
@@ -165,7 +195,7 @@ def bounds(folder: Path) -> dict[str, Any]:
     return out
 
 
-THEMES = {f.__name__: f for f in (gradients, queues, resume, back, bounds)}
+THEMES = {f.__name__: f for f in (gradients, lengths, queues, resume, back, bounds)}
 
 if __name__ == "__main__":
     zero.join(120)

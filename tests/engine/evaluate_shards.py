@@ -10,7 +10,8 @@ import torch
 import torch.distributed as td
 
 from dsvlp import dist, recipe, system
-from dsvlp.data.loader import Loader, open_data
+from dsvlp.data.loader import Loader
+from dsvlp.data.opened import open_data
 from dsvlp.engine.evaluate import evaluate
 from dsvlp.engine.inference import Inference
 from dsvlp.engine.probes import match_accuracy, word_accuracy

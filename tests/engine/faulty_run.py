@@ -1,8 +1,8 @@
-"""Run on each rank by test_train.py and test_resume.py: trains one run after the other, with faults.
+"""Run on each rank by test_train.py and others: trains one run after the other, with faults.
 
-`faulty_run.py FOLDER FAULTS OVERRIDES ... [-- FOLDER FAULTS OVERRIDES ...]`; "kill:5:1" is SIGKILL in step 5
-on rank 1. Faults: kill (SIGKILL between backward and update, once a checkpoint stands), stop (SIGTERM), nan
-(the loss). The samples of each step are written to FOLDER.samples/STEP-RANK.json.
+`faulty_run.py FOLDER FAULTS [RECIPE] OVERRIDES ... [-- ...]`; "kill:5:1" is SIGKILL in step 5 on rank 1.
+Faults: kill (SIGKILL between backward and update, once a checkpoint stands), stop (SIGTERM), nan (the loss).
+The samples of each step are written to FOLDER.samples/STEP-RANK.json.
 """
 
 import json
@@ -64,11 +64,11 @@ class Faults:
             value = faults.total(self, losses, totals)
             return value * float("nan") if faults.here("nan") else value
 
-        def update(self: zero.Engine, lr: float) -> zero.StepResult:
+        def update(self: zero.Engine, factor: float) -> zero.StepResult:
             if faults.here("kill"):
                 faults.wait_for_a_checkpoint()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return faults.update(self, lr)
+            return faults.update(self, factor)
 
         step.Step.run, step.Step.total, zero.Engine.step = run, total, update
         return self
@@ -82,8 +82,9 @@ def main() -> int:
     while arguments:
         end = arguments.index("--") if "--" in arguments else len(arguments)
         (folder, faults, *overrides), arguments = arguments[:end], arguments[end + 1 :]
+        name = overrides.pop(0) if "=" not in overrides[0] else "tiny_svl"
         with Faults(Path(folder), faults.split()):
-            stopped = train(recipe.load("tiny_svl", overrides), Path(folder)).stopped
+            stopped = train(recipe.load(name, overrides), Path(folder)).stopped
         code = STOPPED if stopped else 0
     return code
 

@@ -1,13 +1,17 @@
-"""Run on each rank by test_step.py: writes the gradients of a recipe's first step, summed over all ranks."""
+"""Run on each rank by test_step.py: writes the gradients of a recipe's first step, summed over all ranks.
+
+`gradients_of_one_step.py FILE FOLDER RECIPE OVERRIDES ...`
+"""
 
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from dsvlp import dist, recipe, system
-from dsvlp.data.loader import open_data
+from dsvlp.data.opened import open_data
 from dsvlp.engine import zero
 from dsvlp.engine.step import Step, summary
 
@@ -22,22 +26,30 @@ class BeforeTheUpdate:
     def __call__(self, request: object) -> object:
         return self.engine(request)
 
-    def step(self, lr: float) -> zero.StepResult:
+    def step(self, factor: float) -> zero.StepResult:
         named = self.engine.system.named_parameters()
         self.gradients = {key: p.grad.clone() for key, p in named if p.grad is not None}
         return zero.StepResult(torch.zeros(()), torch.ones((), dtype=torch.bool))
 
 
-def main(name: str, folder: Path, overrides: list[str]) -> None:
+def awaken(module: nn.Module) -> None:
+    """Sets BatchNorm's scales to 1: a ResNet's blocks start at 0, and what is in them has no gradient."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.ones_(part.weight)
+
+
+def main(name: str, folder: Path, shown: str, overrides: list[str]) -> None:
     zero.join()
-    loaded = recipe.load("tiny_svl", overrides)
+    loaded = recipe.load(shown, overrides)
     accumulation = recipe.accumulation(loaded, dist.world_size())
     with open_data(loaded, folder) as data:
         model = system.build(loaded, data.facts)
+        awaken(model)
         engine = BeforeTheUpdate(zero.Engine(model, loaded, accumulation=accumulation))
         batches = [next(data.train) for _ in range(accumulation)]
         runner = Step(engine, model, loaded, accumulation)
-        output = runner.run(1, batches, lr=1e-3, stop=dist.rank() == 1)
+        output = runner.run(1, batches, factor=1.0, stop=dist.rank() == 1)
         counts = [one.counts(list(model.objectives)).tolist() for one in runner.prepare(batches)]
         every = dist.gather_objects(counts)
         values = summary(output, list(model.objectives), dict.fromkeys(model.objectives, 1.0))
@@ -48,4 +60,4 @@ def main(name: str, folder: Path, overrides: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4:])

@@ -13,7 +13,7 @@ from typing import Any
 
 from dsvlp import dist, recipe
 from dsvlp.data.fetch import Fetcher, Names
-from dsvlp.data.loader import open_data
+from dsvlp.data.opened import open_data
 from dsvlp.engine import zero
 from dsvlp.engine.checkpoint import CheckpointStore
 from dsvlp.engine.step import Step, summary
@@ -29,6 +29,9 @@ SETTINGS = (
     "objectives.itc.queue=24",
     "objectives.itm.negatives_delay={delay}",
     "model.text.vocabulary=256",
+    "model.text.max_length=24",
+    "model.text.positions=32",
+    "engine.cut_texts={cut}",
     "data.workers=1",
 )
 
@@ -38,7 +41,7 @@ class Run:
 
     def __init__(self, delay: str, dataset: str, tokenizer: str, layout: str, seed: int = 0) -> None:
         paths = (f'data.train=[{{path="{dataset}"}}]', f'data.tokenizer="{tokenizer}"')
-        settings = (text.format(delay=delay) for text in SETTINGS)
+        settings = (text.format(delay=delay, cut="true" if delay == "1" else "false") for text in SETTINGS)
         table = make_fiber_recipe(*settings, *paths, f"engine.zero={layout}")
         self.data = open_data(table)
         self.system = build(table.model_copy(update={"seed": seed}), self.data.facts)
@@ -73,7 +76,7 @@ class Run:
         batches = [next(self.data.train) for _ in range(self.accumulation)]
         if poisoned and dist.rank() == dist.world_size() - 1:
             batches[-1] = replace(batches[-1], images=batches[-1].images * float("nan"))
-        output = self.runner.run(number, batches, 1e-3, stop=False)
+        output = self.runner.run(number, batches, 2.0, stop=False)
         names = list(self.system.objectives)
         losses = {} if poisoned else summary(output, names, dict.fromkeys(names, 1.0))
         return {"losses": losses, "drawn": self.drawn(), "finite": bool(output.finite)}

@@ -10,10 +10,17 @@ from dsvlp.engine import bench_inference as bench
 from dsvlp.engine.bench_inference import Lengths
 from dsvlp.engine.inference import Inference
 
-QUERIES = ["model.visual_queries=4", "objectives.segl=false", "objectives.spl={}"]
+CASES = [
+    ("tiny_svl", []),
+    ("tiny_svl", ["model.visual_queries=4", "objectives.segl=false", "objectives.spl={}"]),
+    ("tiny_fiber", []),
+    ("tiny_pixelbert", ["model.pixels=2", "model.image_size=96", "model.longest_side=160"]),
+    ("tiny_semvlp", []),
+    ("tiny_semvlp", ["model.inference=single"]),
+]
 
 
-@pytest.mark.parametrize(("name", "overrides"), [("tiny_svl", []), ("tiny_svl", QUERIES), ("tiny_fiber", [])])
+@pytest.mark.parametrize(("name", "overrides"), CASES)
 def test_each_batch_and_request_is_measured_and_the_whole_is_their_sum(name, overrides):
     found = bench.bench(recipe.load(name, overrides), Lengths((1, 3), 0.0, 2))
     rows = {figure["name"]: figure["values"] for figure in found["figures"]}
@@ -29,7 +36,7 @@ def test_each_batch_and_request_is_measured_and_the_whole_is_their_sum(name, ove
     assert found["bench"] == "inference" and found["settings"]["text_tokens"] == 20
 
 
-@pytest.mark.parametrize(("name", "overrides"), [("tiny_svl", []), ("tiny_svl", QUERIES), ("tiny_fiber", [])])
+@pytest.mark.parametrize(("name", "overrides"), CASES)
 def test_the_formula_is_what_the_requests_execute(name, overrides):
     loaded = recipe.load(name, overrides)
     made = system.build(loaded, bench.facts(loaded)).requires_grad_(False)  # the counter looks for gradients

@@ -24,7 +24,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all launches: one process, two, and one again."""
     path = tmp_path_factory.mktemp("contrast")
     run("contrast_worker.py", "gradients,queues", str(path), world=1, scratch=path, seconds=900)
-    run("contrast_worker.py", "gradients,queues,resume,bounds", str(path), world=2, scratch=path, seconds=900)
+    run(
+        "contrast_worker.py",
+        "gradients,lengths,queues,resume,bounds",
+        str(path),
+        world=2,
+        scratch=path,
+        seconds=900,
+    )
     run("contrast_worker.py", "back", str(path), world=1, scratch=path, seconds=900)
     return path
 
@@ -60,6 +67,16 @@ def test_held_out_losses_and_constants_do_not_depend_on_the_number_of_processes(
     assert one == pytest.approx(two, rel=1e-5)
     assert {"loss/itc", "constant/itc", "constant/itc/accuracy", "metrics/itm/hardness"} <= one.keys()
     assert one["count/itm"] == 3 * one["count/itc"] == 3 * 15
+
+
+def test_gathered_texts_are_cut_to_the_longest_of_all_ranks_and_sent_in_bf16(folder: Path) -> None:
+    found = results(folder, "lengths", 2)
+    assert found["longest"] == [[16, 16], [8, 8]]
+    full, cut, rounded = (found[name] for name in ("full", "cut", "bf16"))
+    assert cut["losses"] == pytest.approx(full["losses"], rel=1e-5)
+    assert cut["norm"] == pytest.approx(full["norm"], rel=1e-5)
+    assert rounded["losses"] == pytest.approx(full["losses"], rel=0.02, abs=0.02)
+    assert rounded["losses"]["loss/itm"] != full["losses"]["loss/itm"]
 
 
 def test_the_second_step_has_the_firsts_pairs_as_negatives(folder: Path) -> None:

@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from dsvlp import recipe, system
-from dsvlp.data.loader import Loader, open_data
+from dsvlp.data.frames import Framing
+from dsvlp.data.loader import Loader
+from dsvlp.data.opened import open_data
+from dsvlp.data.reading import read_picture
 from dsvlp.data.synthetic import relation_pairs
 from dsvlp.engine.evaluate import evaluate
 from dsvlp.engine.inference import Inference, load_weights
-from dsvlp.engine.probes import hide_one_word, match_accuracy, picture, relation_accuracy, single_tokens
+from dsvlp.engine.probes import hide_one_word, match_accuracy, relation_accuracy, single_tokens
 from dsvlp.engine.retrieval import Gallery
 from dsvlp.errors import CheckpointError, RunError
 from dsvlp.passes import select
@@ -221,7 +224,10 @@ def test_the_relation_probe_counts_higher_scores_of_the_true_caption(world):
 
         def train(self): ...
 
-    found = relation_accuracy(Reader(), pairs, data.tokenizer, 32, 24, chunk=5)
+    def grey(some):
+        return torch.zeros(len(some), 3, 32, 32), None
+
+    found = relation_accuracy(Reader(), pairs, data.tokenizer, grey, 24, chunk=5)
     assert found.total == 12
     assert 8 - 1 <= found.hits <= 9  # a false caption may be another picture's true one
 
@@ -231,7 +237,7 @@ def test_a_probes_picture_is_the_evaluations(world):
     (batch, *_) = batches(world, 4)
     for index, row in enumerate(batch.rows.tolist()):
         if row in first:
-            assert torch.equal(picture(first[row], 32), batch.images[index])
+            assert torch.equal(read_picture(first[row], Framing(32), "it"), batch.images[index])
     assert set(batch.rows.tolist()) & first.keys()
 
 

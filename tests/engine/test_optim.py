@@ -13,6 +13,7 @@ from dsvlp import system as systems
 from dsvlp.engine.optim import GuardedOptimizer, clip, is_decayed, parameter_groups, part_of, total_norm
 from dsvlp.models import fiber_names
 from dsvlp.types import DataFacts
+from tests.batches import make_facts, make_fiber_recipe
 from tests.engine.toy import Toy
 
 PARITY = Path(__file__).parents[3] / "shared/parity"
@@ -33,6 +34,19 @@ def test_each_trained_parameter_is_in_exactly_one_group() -> None:
     grouped = [p for g in parameter_groups(toy, RECIPE) for p in g["params"]]
     assert {id(p) for p in grouped} == {id(p) for p in toy.parameters() if p.requires_grad}
     assert len(grouped) == len({id(p) for p in grouped})
+
+
+def test_what_ends_at_no_16_bytes_comes_last_and_shifts_no_other_weight() -> None:
+    system = systems.build(make_fiber_recipe(), make_facts())
+    shifted = 0
+    for group in parameter_groups(system, make_fiber_recipe()):
+        offset = 0
+        for parameter in group["params"]:
+            odd = parameter.numel() % 4 > 0
+            assert odd or offset % 4 == 0, group["name"]
+            shifted += odd
+            offset += parameter.numel()
+    assert shifted > 6, "gates and a head of two classes, or nothing is tested"
 
 
 def test_norms_and_biases_are_not_decayed() -> None:
@@ -63,7 +77,7 @@ class Parts(nn.Module):
 def test_each_part_has_its_own_rate_and_towers_only_where_they_start_trained(
     pretrained: bool, start: str | None
 ) -> None:
-    factors = {"backbone_lr_factor": 0.1, "fusion_lr_factor": 5.0, "head_lr_factor": 50.0}
+    factors = {"lr": 1.0, "backbone_lr_factor": 0.1, "fusion_lr_factor": 5.0, "head_lr_factor": 50.0}
     table = SimpleNamespace(
         optimizer=RECIPE.optimizer.model_copy(update=factors),
         model=SimpleNamespace(pretrained=pretrained),
@@ -72,7 +86,7 @@ def test_each_part_has_its_own_rate_and_towers_only_where_they_start_trained(
     system = Parts()
     names = {id(p): name for name, p in system.named_parameters()}
     groups = parameter_groups(system, table)  # type: ignore[arg-type]
-    found = {names[id(p)]: group["lr_factor"] for group in groups for p in group["params"]}
+    found = {names[id(p)]: group["peak_lr"] for group in groups for p in group["params"]}
     tower = 0.1 if pretrained or start else 1.0
     starts = {"model.image": tower, "model.text": tower, "model.cross": 5.0, "objectives.mlm": 50.0}
     for name, factor in found.items():
@@ -80,7 +94,7 @@ def test_each_part_has_its_own_rate_and_towers_only_where_they_start_trained(
         assert factor == expected, name
     optimizer = GuardedOptimizer(groups)
     optimizer.set_lr(0.5)
-    assert {g["lr"] / g["lr_factor"] for g in optimizer.param_groups} == {0.5}
+    assert {g["lr"] / g["peak_lr"] for g in optimizer.param_groups} == {0.5}
 
 
 def official_groups() -> dict[str, tuple[float, float]]:
@@ -108,7 +122,7 @@ def test_fibers_groups_are_the_official_ones_for_every_parameter() -> None:
         named = {names[id(p)]: p for p in group["params"]}
         # A fusion's keys and values are one official Linear, so both kinds must be in one group.
         for official in fiber_names.to_official(named, plan):
-            ours[official] = (group["lr_factor"], group["weight_decay"])
+            ours[official] = (group["peak_lr"] / shown.optimizer.lr, group["weight_decay"])
     theirs = {
         name: value
         for name, value in official_groups().items()
@@ -147,7 +161,7 @@ def test_our_decay_is_of_matrices_alone() -> None:
 def test_the_temperature_stays_in_its_bounds_and_nothing_else_is_bounded(gradient, bound) -> None:
     system = Parts()
     optimizer = ready(system)
-    optimizer.set_lr(5.0)  # AdamW's first step is as long as this
+    optimizer.set_lr(5.0 / RECIPE.optimizer.lr)  # AdamW's first step is 5 long
     for parameter in system.parameters():
         parameter.grad = torch.full_like(parameter, gradient)
     for _ in range(3):
@@ -184,7 +198,7 @@ def test_the_update_is_adamw() -> None:
         for module in (ours, theirs):
             module.zero_grad()
             module(x).square().sum().backward()
-        optimizer.set_lr(0.01 * (step + 1))
+        optimizer.set_lr(0.01 * (step + 1) / table.lr)
         for group in reference.param_groups:
             group["lr"] = 0.01 * (step + 1)
         optimizer.step()
@@ -196,7 +210,7 @@ def test_the_update_is_adamw() -> None:
 def test_a_forbidden_step_leaves_weights_moments_and_counter() -> None:
     module = nn.Linear(3, 3)
     optimizer = ready(module)
-    optimizer.set_lr(0.1)
+    optimizer.set_lr(0.1 / RECIPE.optimizer.lr)
     for parameter in module.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
@@ -214,7 +228,7 @@ def test_a_forbidden_step_leaves_weights_moments_and_counter() -> None:
 def test_a_missing_gradient_is_zero_and_still_decays() -> None:
     module = nn.Linear(3, 3, bias=False)
     optimizer = ready(module)
-    optimizer.set_lr(0.5)
+    optimizer.set_lr(0.5 / RECIPE.optimizer.lr)
     before = module.weight.detach().clone()
     optimizer.step()
     torch.testing.assert_close(module.weight, before * (1 - 0.5 * 0.1))

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from dsvlp import recipe, system
-from dsvlp.engine.parts import GRADIENTS, RECOMPUTED, TOWERS, backward_of, marked, part_of
+from dsvlp.engine.parts import GRADIENTS, JOINT, RECOMPUTED, TOWERS, backward_of, marked, part_of
 from dsvlp.engine.timer import StepTimer
 from dsvlp.system import TrainRequest
-from tests.batches import make_batch, make_facts
+from tests.batches import make_batch, make_facts, make_objects, make_pixelbert_recipe, make_semvlp_recipe
 
 SMALL = {
     "tiny_svl": ["model.image_size=32", "model.text.vocabulary=40", "model.text.max_length=10"],
@@ -18,9 +18,17 @@ SMALL = {
 }
 
 
+OF_ONE_TRANSFORMER = {"tiny_pixelbert": make_pixelbert_recipe, "tiny_semvlp": make_semvlp_recipe}
+
+
 def built(name: str, *overrides: str) -> tuple[system.System, system.Prepared]:
-    loaded = recipe.load(name, [*SMALL[name], *overrides])
+    if name in SMALL:
+        loaded = recipe.load(name, [*SMALL[name], *overrides])
+    else:
+        loaded = OF_ONE_TRANSFORMER[name](*overrides)
     made = system.build(loaded, make_facts()).train()
+    if recipe.reads_objects(loaded):
+        return made, made.prepare(make_objects())
     partners = recipe.swaps_texts(loaded)
     return made, made.prepare(make_batch(image_size=loaded.model.image_size, partners=partners))
 
@@ -41,7 +49,7 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*SMALL, *OF_ONE_TRANSFORMER])
 def test_all_time_of_forward_and_backward_is_some_parts(name: str, one_thread, monkeypatch):
     monkeypatch.setattr(time, "perf_counter", time.thread_time)  # nobody else takes any of it
     made, prepared = built(name)
@@ -51,14 +59,14 @@ def test_all_time_of_forward_and_backward_is_some_parts(name: str, one_thread, m
         timer.read()
         step(made, prepared, timer)
         found, wall = timer.read()
-    for part in TOWERS:
+    for part in TOWERS if name in SMALL else JOINT:
         assert found[part] > 0 and found[backward_of(part)] > 0, part
     assert 0.95 * wall < sum(found.values()) <= wall
     # What is left of the two outer parts lies around the system, not in it.
     assert found["forward"] + found["backward"] < 0.2 * wall
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*SMALL, *OF_ONE_TRANSFORMER])
 def test_marks_change_no_gradient_and_leave_no_hook(name: str, one_thread):
     gradients = []
     for mark in (False, True):
@@ -163,3 +171,15 @@ def test_every_module_has_a_part():
     assert part_of("model.text") == "text tower"
     assert {part_of(name) for name in ("model", "model.cross.1", "model.image_transform")} == {"fusion"}
     assert {part_of(name) for name in ("", "objectives.mlm.decoder")} == {"heads"}
+
+
+def test_one_transformer_for_words_and_image_is_a_part_of_its_own():
+    for module, part in {
+        "model.image.trunk.body.layer1": "image tower",
+        "model.objects.project": "image tower",
+        "model.text.embeddings": "words",
+        "model.text.encoder.layer.0": "transformer",
+        "model.cross.1": "transformer",
+        "objectives.mop": "heads",
+    }.items():
+        assert part_of(module, joint=True) == part

@@ -141,3 +141,24 @@ def test_negatives_that_were_fetched_are_shown():
     second = 4 + 2 * pictures.GAP + 40
     shown_image = grid[40 + pictures.GAP :][:40, second : second + 40]
     assert np.array_equal(shown_image, pictures.to_pixels(fetched.images[2]))
+
+
+def test_objects_are_shown_as_boxes_and_those_that_are_masked_are_filled():
+    box = torch.tensor([0.25, 0.25, 0.75, 0.75])
+    images = torch.cat([torch.ones(2, 3, 5), box.expand(2, 3, 4)], 2).half()
+    batch = replace(
+        make_batch(pairs=2),
+        images=images,
+        image_mask=torch.tensor([[True, False, False], [True, False, False]]),
+        object_labels=torch.tensor([[1, -1, -1], [1, -1, -1]]),
+        matched=torch.tensor([True, False]),
+    )
+    masked = images.clone()
+    masked[1, 0, :5] = 0
+    grid = pictures.inputs(batch, replace(batch, images=masked))
+    side = pictures.CANVAS
+    top, bottom = grid[:side, -side:], grid[side + pictures.GAP :][:side, -side:]
+    colour = pictures.colours(torch.tensor([1]))[0]
+    assert (top[side // 4, side // 2] == colour).all() and (top[side // 2, side // 2] == 255).all()
+    assert (bottom[side // 2, side // 2] == colour).all() and (bottom[5, 5] == 255).all()
+    assert (grid[5, 0] == pictures.MATCHED).all() and (grid[side + 5, 0] == pictures.SWAPPED).all()

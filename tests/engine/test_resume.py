@@ -24,11 +24,14 @@ pytestmark = pytest.mark.slow
 
 DROPOUT = ["model.text.dropout=0.1", "objectives.ssul={}", "batch.micro_pairs=4"]
 QUERIES = ["model.visual_queries=4", "objectives.spl={}"]
+PATIENCE = "engine.watchdog_seconds=900"
 STAGES = {
     "zero0": [*DROPOUT, "engine.zero=zero0"],
     "zero1": [*DROPOUT, "engine.zero=zero1", *QUERIES],
     "zero2": [*DROPOUT, "engine.zero=zero2"],
     "zero3": [*DROPOUT, "engine.zero=zero3", *QUERIES],
+    # The compiler may take minutes where others use the machine.
+    "compiled": [*DROPOUT, "engine.compile=true", "engine.activation_checkpointing=full", PATIENCE],
 }
 
 

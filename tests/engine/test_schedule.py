@@ -35,3 +35,16 @@ def test_it_ends_one_past_the_last_step(decay: str, end: float) -> None:
     assert factor(schedule, 51) == pytest.approx(end, abs=1e-12)
     middle = (warmup_steps(schedule) + 50) / 2
     assert factor(schedule, round(middle)) == pytest.approx((1 + end) / 2, abs=0.05)
+
+
+def test_the_rate_is_a_tenth_after_each_drop() -> None:
+    schedule = Schedule(steps=40, warmup=0.1, decay="steps", drops=(0.625, 0.875))
+    values = [factor(schedule, step) for step in range(40)]
+    assert values[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert values[4:] == [1.0] * 21 + [0.1] * 10 + [0.01] * 5
+
+
+@pytest.mark.parametrize("keys", [{"decay": "steps"}, {"drops": (0.5,)}])
+def test_drops_go_with_the_decay_by_steps(keys: dict) -> None:
+    with pytest.raises(ValueError, match="drops goes with decay = 'steps'"):
+        Schedule(steps=40, **keys)

@@ -15,27 +15,15 @@ from dsvlp.engine.checkpoint import open_checkpoint
 from dsvlp.engine.metrics import read_lines
 from dsvlp.engine.stop import STOPPED
 from dsvlp.launch import local
+from tests import small
 from tests.engine.processes import ROOT
 
 SMALL = [
-    "model.image_size=32",
-    "model.image.layers=1",
-    "model.image.width=32",
-    "model.text.layers=1",
-    "model.text.width=32",
-    "model.text.feed_forward=64",
-    "model.cross_layers=1",
-    "data.synthetic.images=48",
-    "data.synthetic.image_size=64",
-    "data.workers=1",
-    "batch.global_pairs=16",
+    *small.SVL,
     "schedule.steps=6",
     "checkpoint.every_steps=3",
-    "watch.log_every_steps=1",
     "watch.validate_every_steps=3",
-    "watch.validation_pairs=40",
     "watch.pictures_every_steps=4",
-    "engine.watchdog_seconds=200",
 ]
 SPEED = ("time/", "speed/", "memory/")
 

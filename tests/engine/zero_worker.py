@@ -39,10 +39,10 @@ def step(engine: Engine, number: int, poison: float = 1.0) -> tuple[StepResult, 
         torch.manual_seed(1000 * number + 10 * micro + rank)
         last = micro == accumulation - 1 and rank == world - 1
         ids = micro_batch(number, micro * world + rank)
-        loss = engine(Request(ids, poison if last else 1.0))["toy"]
+        loss = engine(Request(ids, poison if last else 1.0, detour=number % 2 == 1))["toy"]
         engine.backward(loss.sum * world * accumulation / BATCH)
         total += loss.sum.detach()
-    return engine.step(0.01 / number), float(dist.all_reduce_sum(total))
+    return engine.step(1 / number), float(dist.all_reduce_sum(total))
 
 
 def digest(engine: Engine) -> str:
@@ -172,7 +172,7 @@ def veto(engine: Engine, number: int) -> bool:
     for micro in range(BATCH // (MICRO * dist.world_size())):
         loss = engine(Request(micro_batch(number, micro * dist.world_size() + dist.rank())))["toy"]
         engine.backward(loss.sum)
-    return bool(engine.step(0.01, finite=torch.tensor(False)).finite)
+    return bool(engine.step(1.0, finite=torch.tensor(False)).finite)
 
 
 def digest_of_trained(engine: Engine) -> str:

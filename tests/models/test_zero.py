@@ -6,7 +6,7 @@ import pytest
 from tests.engine.processes import run
 
 
-@pytest.mark.parametrize("theme", ["svl", "fiber"])
+@pytest.mark.parametrize("theme", ["svl", "fiber", "pixelbert"])
 def test_zero3_with_recomputation_gives_the_losses_of_zero1(theme: str, tmp_path: Path) -> None:
     out = tmp_path / "losses.json"
     run("../models/zero_worker.py", theme, str(out), world=2, scratch=tmp_path)

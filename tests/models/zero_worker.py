@@ -13,7 +13,14 @@ from dsvlp.engine.zero import Engine
 from dsvlp.launch.local import leave
 from dsvlp.recipe import Recipe
 from dsvlp.system import TrainRequest, build
-from tests.batches import make_batch, make_facts, make_fiber_recipe, make_recipe, take_pairs
+from tests.batches import (
+    make_batch,
+    make_facts,
+    make_fiber_recipe,
+    make_pixelbert_recipe,
+    make_recipe,
+    take_pairs,
+)
 
 # Wide enough that ZeRO-3 partitions the matrices and does not keep them as small.
 SVL = (
@@ -37,10 +44,21 @@ FIBER = (
     "batch.micro_pairs=4",
     "engine.precision=fp32",
 )
+PIXELBERT = (
+    "model.image.batch_norm=sync",
+    "model.pixels=3",
+    "model.positions=learned",
+    "model.text.width=320",
+    "model.text.vocabulary=400",
+    "model.text.feed_forward=640",
+    "batch.micro_pairs=4",
+)
 
 
 def recipe_of(theme: str, zero: str) -> Recipe:
-    """Returns a small system's recipe: "svl" or "fiber"."""
+    """Returns a small system's recipe: "svl", "fiber" or "pixelbert"."""
+    if theme == "pixelbert":
+        return make_pixelbert_recipe(f"engine.zero={zero}", *PIXELBERT)
     if theme == "fiber":
         return make_fiber_recipe(f"engine.zero={zero}", *FIBER)
     return make_recipe(f"engine.zero={zero}", *SVL, objectives=("itm", "mlm", "segl", "ssul", "spl"))
@@ -54,7 +72,8 @@ def train(theme: str, zero: str, checkpointing: str) -> list[dict[str, float]]:
     engine = Engine(system, recipe, accumulation=1)
     engine.train()
     half = 8 // dist.world_size()
-    batch = take_pairs(make_batch(), range(dist.rank() * half, dist.rank() * half + half))
+    made = make_batch(image_size=128 if theme == "pixelbert" else 32)
+    batch = take_pairs(made, range(dist.rank() * half, dist.rank() * half + half))
     prepared = system.prepare(batch)
     names = list(system.objectives)
     counts = dist.all_reduce_sum(prepared.counts(names))
@@ -63,7 +82,7 @@ def train(theme: str, zero: str, checkpointing: str) -> list[dict[str, float]]:
         losses = engine(TrainRequest(prepared))
         sums = torch.stack([losses[name].sum for name in names])
         engine.backward((sums / counts).sum() * dist.world_size())
-        engine.step(1e-3)
+        engine.step(1e-3 / recipe.optimizer.lr)
         values = dist.all_reduce_sum(sums.detach().clone()) / counts
         out.append(dict(zip(names, values.tolist(), strict=True)))
     return out

@@ -1,0 +1,153 @@
+"""A CNN trunk of stride 32: timm's, without pooling and classifier, channels last.
+
+Legend: I images, C channels of the last stage, h x w its grid.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from timm.models.resnet import ResNet
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dsvlp.errors import RecipeError
+from dsvlp.layers.batch_norm import SyncBatchNorm2d
+from dsvlp.layers.recompute import Mode, run_block
+from dsvlp.models.pretrained import load_cnn
+from dsvlp.recipe import CNN as Table
+
+STRIDE = 32
+KNOWN = "resnet18, resnet50, resnet101, resnext50_32x4d, resnext101_32x8d, convnext_base"
+
+
+class CNN(nn.Module):
+    """A trunk under timm's names, `body.*`.
+
+    Attributes:
+        width: C.
+    """
+
+    body: Any  # timm's nets have no base class that names what they share
+
+    def __init__(self, table: Table) -> None:
+        super().__init__()
+        self.body = backbone(table.name)
+        if table.batch_norm == "sync":
+            synchronise(self.body, table.name)
+        self.width: int = self.body.num_features
+        self.frozen_statistics = table.batch_norm == "frozen"
+        self._name = table.name
+        self._checkpointing: Mode = "none"
+
+    @classmethod
+    def from_recipe(cls, table: Table, pretrained: bool) -> CNN:
+        """Returns the trunk, from its published weights where `pretrained`.
+
+        Raises:
+            RecipeError: timm has no such backbone, its stride is not 32, its norms cannot be synchronised, or
+                its weights do not fit.
+        """
+        trunk = cls(table)
+        if pretrained:
+            load_cnn(trunk.body, str(table.weights))
+        return trunk.train()
+
+    def train(self, mode: bool = True) -> CNN:
+        """Sets training mode; BatchNorm whose statistics are frozen stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen_statistics:
+            freeze_statistics(self)
+        return self
+
+    def set_activation_checkpointing(self, mode: Mode) -> None:
+        """Chooses the stages that are recomputed in backward: ResNets' one by one; of others timm does all.
+
+        Raises:
+            RecipeError: timm would recompute, and count BatchNorm's statistics twice.
+        """
+        self._checkpointing = mode
+        if mode == "none" or isinstance(self.body, ResNet):
+            return
+        if not self.frozen_statistics and any(isinstance(part, _BatchNorm) for part in self.body.modules()):
+            raise RecipeError(
+                f"engine.activation_checkpointing = {mode!r} recomputes {self._name} by timm, which counts "
+                f"BatchNorm's statistics twice",
+                "a ResNet or ResNeXt, or statistics that stay",
+                "Set model.image.batch_norm='frozen' or engine.activation_checkpointing='none'",
+            )
+        self.body.set_grad_checkpointing(True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns the last stage's map [I, C, h, w] of images [I, 3, H, W].
+
+        Channels last is how convolutions run fastest. The weights stay as they are: ZeRO flattens them.
+        """
+        images = images.to(memory_format=torch.channels_last)
+        if isinstance(self.body, ResNet):
+            return resnet_stages(self.body, images, self._checkpointing)[-1]
+        out: Tensor = self.body.forward_features(images)
+        return out
+
+
+def backbone(name: str) -> nn.Module:
+    """Returns timm's model of a name, its classifier left out.
+
+    Raises:
+        RecipeError: timm has none, or its last map has another stride than 32.
+    """
+    if not timm.is_model(name):
+        raise RecipeError(f"model.image.name = {name!r}: timm has no model of this name", f"e.g. {KNOWN}")
+    with torch.device("meta"):
+        net: Any = timm.create_model(name, num_classes=0)
+        side = net.pretrained_cfg["input_size"][-1]
+        shape = tuple(net.forward_features(torch.empty(1, 3, side, side)).shape)
+    sides = (side // STRIDE, -(-side // STRIDE))  # what the stride cuts may count or not
+    if not any(shape == (1, net.num_features, cells, cells) for cells in sides):
+        raise RecipeError(
+            f"model.image.name = {name!r} makes {shape} of a picture of {side} x {side} pixels",
+            f"(1, channels, {sides[1]}, {sides[1]}): a CNN of stride {STRIDE}",
+            f"Choose e.g. {KNOWN}",
+        )
+    trunk: nn.Module = timm.create_model(name, num_classes=0, global_pool="")
+    return trunk
+
+
+def synchronise(net: nn.Module, name: str) -> None:
+    """Puts norms over all ranks' images in the place of a net's BatchNorms, under the same names.
+
+    Raises:
+        RecipeError: the net's BatchNorm does more than normalise.
+    """
+    for parent in list(net.modules()):
+        for place, norm in list(parent.named_children()):
+            if not isinstance(norm, _BatchNorm):
+                continue
+            if type(norm) is not nn.BatchNorm2d:
+                raise RecipeError(
+                    f"model.image.batch_norm = 'sync', but {name} has {type(norm).__name__}",
+                    "a net with torch's own BatchNorm2d: a ResNet or ResNeXt",
+                    "Choose one, or set model.image.batch_norm='frozen'",
+                )
+            ours = SyncBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
+            ours.load_state_dict(norm.state_dict())
+            setattr(parent, place, ours)
+
+
+def resnet_stages(net: ResNet, images: Tensor, mode: Mode) -> list[Tensor]:
+    """Returns the maps of a ResNet's stages, finest first."""
+    states = net.maxpool(net.act1(net.bn1(net.conv1(images))))
+    maps = []
+    for index, stage in enumerate((net.layer1, net.layer2, net.layer3, net.layer4)):
+        states = run_block(stage, index, mode, states)
+        maps.append(states)
+    return maps
+
+
+def freeze_statistics(module: nn.Module) -> None:
+    """Puts every BatchNorm of a module into evaluation mode; scale and shift are still trained."""
+    for part in module.modules():
+        if isinstance(part, _BatchNorm):
+            part.eval()
