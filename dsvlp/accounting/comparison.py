@@ -14,9 +14,6 @@ from dsvlp.accounting.charges import Charge
 from dsvlp.accounting.hours import Total
 from dsvlp.accounting.papers import PAPERS, Paper
 
-FLOP_PER_PAIR = {"svl": 117e9}
-"""FLOP of a pair in the papers' configuration, forward and backward, by formula at full text length."""
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -47,16 +44,15 @@ def compare(run: Total, example: Charge) -> Comparison | str:
         example: one of its charges, for system and card.
     """
     paper, device = PAPERS.get(example.system), hardware.find(example.device_name)
-    if paper is None:
+    if paper is None or paper.hours is None:
         return f"{run.name}: the paper of {example.system or 'its system'} gives no hours to stand beside."
     if device is None or not run.samples:
         return f"{run.name}: not beside the paper's hours, since it trained on no GPU with a known peak."
     price = example.flops / max(example.samples + example.redone_samples, 1)
-    published = FLOP_PER_PAIR[example.system]
-    if not 0.5 < price / published < 2:
+    if not paper.is_like(price):
         return (
             f"{run.name}: not beside the paper's hours, since its pairs cost {price / 1e9:.3g} GFLOP, "
-            f"the paper's {published / 1e9:.3g}."
+            f"the paper's {paper.flop_per_pair / 1e9:.3g}."
         )
     return Comparison(
         run.name,

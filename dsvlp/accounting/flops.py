@@ -1,5 +1,7 @@
 """Parameters and FLOPs of a recipe, by component, from formulas: no torch, no data, no GPU.
 
+(But for a CNN that no formula knows, see `cnn`.)
+
 One multiply-add is 2 FLOP; normalisations, activations and additions are left out, as usual. A
 training step costs 3 forwards. These are the model's FLOPs: neither recomputation by activation
 checkpointing counts nor the padding of MLM's masked positions to a fixed capacity. A test
@@ -12,13 +14,18 @@ from __future__ import annotations
 
 from dsvlp.accounting.cost import Cost, linear, norm, pooler
 from dsvlp.accounting.flops_fiber import fiber, final_grid, meter
+from dsvlp.accounting.flops_pixelbert import pixelbert
+from dsvlp.accounting.flops_semvlp import semvlp
 from dsvlp.accounting.flops_svl import grid_tokens, segmentation_map, svl
 from dsvlp.accounting.passes import Runs, hard_negatives, runs
-from dsvlp.recipe import FIBERModel, Recipe, SVLModel
+from dsvlp.recipe import FIBERModel, METERModel, PixelBERTModel, Recipe, SemVLPModel, SVLModel, Towers
 from dsvlp.types import DataFacts
 
 COCO_STUFF_CLASSES = 171  # what a price assumes where the data's label table is not known yet
 VISUAL_GENOME_CLASSES = 1600
+LXMERT_ANSWERS = 9500
+
+_ONCE = Runs(images=1, texts=1, unimodal_images=0, unimodal_texts=0, fused=1)
 
 
 def components(
@@ -29,26 +36,39 @@ def components(
     Args:
         recipe: the recipe.
         text_tokens: mean real length of a text; None: the full `max_length`.
-        facts: the data's label tables; None: COCO-Stuff's and Visual Genome's sizes.
+        facts: the data's label tables; None: the sizes of COCO-Stuff, Visual Genome and LXMERT's answers.
     """
     text_n = float(text_tokens or recipe.model.text.max_length)
-    return model_costs(recipe, text_n) | {"heads": text_heads(recipe, text_n) + image_heads(recipe, facts)}
+    heads = text_heads(recipe, text_n) + image_heads(recipe, facts) + object_heads(recipe, facts)
+    return _model(recipe.model, text_n, runs(recipe)) | {"heads": heads}
 
 
-def model_costs(recipe: Recipe, text_n: float, times: Runs | None = None) -> dict[str, Cost]:
-    """Returns component -> cost of a pair, without the objectives' heads.
+def inference(recipe: Recipe, text_n: float) -> dict[str, Cost]:
+    """Returns component -> cost of encoding and fusing one pair in evaluation, without the objectives' heads.
 
-    Args:
-        recipe: the recipe.
-        text_n: length of a text.
-        times: how often each part runs; None: as in a training step.
+    Pixel-BERT then keeps all pixels, SemVLP reads in its mode of inference.
     """
-    table, times = recipe.model, times or runs(recipe)
+    table = recipe.model
+    if isinstance(table, PixelBERTModel):
+        table = table.model_copy(update={"pixels": 0})
+    elif isinstance(table, SemVLPModel):
+        table = table.model_copy(update={"mode_schedule": table.inference})
+    return _model(table, text_n, _ONCE)
+
+
+def _model(
+    table: SVLModel | FIBERModel | METERModel | PixelBERTModel | SemVLPModel, text_n: float, times: Runs
+) -> dict[str, Cost]:
+    """Returns component -> cost of a pair whose parts run so many times, without the objectives' heads."""
     if isinstance(table, SVLModel):
         return svl(table, text_n, times)
     if isinstance(table, FIBERModel):
         return fiber(table, text_n, times)
-    return meter(table, text_n, times)
+    if isinstance(table, METERModel):
+        return meter(table, text_n, times)
+    if isinstance(table, PixelBERTModel):
+        return pixelbert(table, text_n, times)
+    return semvlp(table, text_n, times)
 
 
 def text_heads(recipe: Recipe, text_n: float) -> Cost:
@@ -57,14 +77,14 @@ def text_heads(recipe: Recipe, text_n: float) -> Cost:
     d, vocabulary, alone = table.text.width, table.text.vocabulary, runs(recipe)
     if objectives.itc is not None:
         width, cells = d, 0
-        if not isinstance(table, SVLModel):
+        if isinstance(table, Towers):
             width, cells = table.image.final_width, final_grid(table)
         image, text = pooler(width, d, cells), pooler(d, d, 1)
         keys = (recipe.batch.contrastive_pairs or recipe.batch.micro_pairs or 0) + objectives.itc.queue
         cost += image.run(alone.unimodal_images) + text.run(alone.unimodal_texts)
         cost += Cost(1, 2 * 2.0 * d * keys)  # the temperature; both directions' similarities
     if objectives.itm is not None:
-        streams = 1 if isinstance(table, SVLModel) else 2
+        streams = 2 if isinstance(table, Towers) else 1
         cost += linear(streams * d, 2, 1 + hard_negatives(recipe))
     if objectives.mlm is not None:
         rows = objectives.mlm.probability * text_n
@@ -91,6 +111,22 @@ def image_heads(recipe: Recipe, facts: DataFacts | None) -> Cost:
         known = facts.boxes if facts else None
         classes = len(known.ids) if known else VISUAL_GENOME_CLASSES
         cost += linear(d, classes + (objectives.spl.unmatched == "no_object"), table.visual_queries)
+    return cost
+
+
+def object_heads(recipe: Recipe, facts: DataFacts | None) -> Cost:
+    """Returns the cost of the heads of MOP, at the objects that it predicts alone, and of QA."""
+    table, objectives, cost = recipe.model, recipe.objectives, Cost()
+    d = table.text.width
+    if objectives.mop is not None and isinstance(table, SemVLPModel):
+        mop = objectives.mop
+        rows = table.objects * (1.0 if mop.predicted == "all" else mop.probability)
+        cost += linear(d, d, rows) + norm(d)
+        cost += linear(d, table.feature_width, rows) + linear(d, mop.classes, rows)
+    if objectives.qa is not None:
+        known = facts.answers if facts else None
+        answers = len(known.ids) if known else LXMERT_ANSWERS
+        cost += linear(d, 2 * d, 1) + norm(2 * d) + linear(2 * d, answers, 1)
     return cost
 
 

@@ -23,7 +23,7 @@ def vit(tower: ViT, image_size: int) -> Cost:
 def resnet(tower: ResNet, image_size: int, d: int) -> Cost:
     """Returns the cost of the ResNet image tower with projection and positions (SVL, S4)."""
     dilated = tower.segmentation == "dilate5"
-    cost, (_, channels) = trunk(tower.name, image_size, dilated=dilated)
+    cost, (_, channels) = trunk(tower.name, (image_size, image_size), dilated=dilated)
     cells = (image_size // 32) ** 2
     return cost + linear(channels, d, 4 * cells if dilated else cells) + table(cells, d)
 
@@ -64,7 +64,7 @@ def segmentation_map(model: SVLModel, segl: SEGL) -> tuple[int, int]:
     if isinstance(model.image, ViT) or segl.at == "post" or model.image.segmentation == "upsample":
         return model.text.width, cells
     dilated = model.image.segmentation == "dilate5"
-    channels, _ = trunk(model.image.name, model.image_size)[1]
+    channels, _ = trunk(model.image.name, (model.image_size, model.image_size))[1]
     return (model.text.width if dilated else channels), 4 * cells
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dsvlp.accounting import kept_cnn
 from dsvlp.accounting.flops_svl import grid_tokens
 from dsvlp.accounting.kept import STATE, Part, Rule
 from dsvlp.accounting.passes import Runs
-from dsvlp.accounting.resnet import shape
 from dsvlp.recipe import ResNet, SVLModel, ViT
 
 CROSS_DROPOUTS = 3  # places of a stream in a cross-modality layer
@@ -72,27 +72,7 @@ def decoder(model: SVLModel, image_n: int, rule: Rule) -> Part:
 
 
 def resnet(tower: ResNet, model: SVLModel, rule: Rule) -> Iterator[Part]:
-    """Yields the parts of the ResNet tower for one image: each stage is recomputed as a whole (S4)."""
-    dilated = tower.segmentation == "dilate5"
-    side = model.image_size // 2
-    # The image, the stem's convolution twice (norm and activation), the pooling's places.
-    yield Part(
-        rule.read() * 3 * model.image_size**2 + 64 * (2 * rule.product * side**2 + 8 * (side // 2) ** 2)
-    )
-    side, channels, known = side // 2, 64, shape(tower.name)
-    for stage, depth in enumerate(known.depths):
-        before, planes, numbers = channels * side**2, 64 * 2**stage, 0.0
-        for index in range(depth):
-            stride = 2 if index == 0 and stage and not (dilated and stage == 3) else 1
-            wide, side = side**2, side // stride
-            if known.bottleneck:
-                inner, outputs = planes * known.base * known.groups // 64, 4 * planes
-                numbers += 2 * (inner * wide + inner * side**2 + outputs * side**2)
-            else:
-                outputs = planes
-                numbers += 4 * outputs * side**2
-            if index == 0 and (stride > 1 or channels != outputs):
-                numbers += outputs * side**2
-            channels = outputs
-        yield Part(rule.product * numbers, rule.product * before, stage)
+    """Yields the parts of the ResNet tower for one image (S4)."""
+    size = (model.image_size, model.image_size)
+    yield from kept_cnn.stages(tower.name, size, rule, dilated=tower.segmentation == "dilate5")
     yield Part(rule.product * 2 * model.text.width * (model.image_size // model.stride) ** 2)

@@ -12,19 +12,23 @@ Legend: psi parameters, N processes, P pairs of a micro-batch, A micro-batches o
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from math import prod
 
 from dsvlp import catalog
-from dsvlp.accounting import activations, flops
+from dsvlp.accounting import activations, cnn, flops
+from dsvlp.accounting.flops_pixelbert import picture
+from dsvlp.accounting.flops_semvlp import BOX
 from dsvlp.accounting.layout import STAGE_0_BUCKET, Layout
-from dsvlp.recipe import Recipe, fetches_negatives
+from dsvlp.recipe import CNN, PixelBERTModel, Recipe, ResNet, SemVLPModel, fetches_negatives
 from dsvlp.types import DataFacts
 
-FP32 = 4
+FP32, FP16 = 4, 2
 MOMENTS = 2  # AdamW's
 RESERVE = 0.10  # share of a card for the CUDA context, NCCL and fragmentation: an assumption
 PROCESS = 0.45 * 2**30  # bytes of a process with torch and the loader before the model; measured on a CPU
 IDLE_BUFFERS = 8  # that the loader keeps for further batches, `data.pictures`
 INT64 = 8
+_ANY_SIDE = 64  # pixels; a trunk has the same parameters for all
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class States:
     Attributes:
         parameters: the module's weights; in stage 3 this rank's share and those that are gathered.
         masters: this rank's share of the fp32 masters, where they lie beside the weights.
-        moments: AdamW's two.
+        moments: AdamW's two, SGD's one.
         gradients: at the end of a step's last backward.
         buckets: buffers of the reduction.
         host: what is offloaded.
@@ -55,7 +59,9 @@ class States:
         return self.parameters + self.masters + self.moments + self.gradients + self.buckets
 
 
-def states(numbers: int, layout: Layout, world: int, accumulation: int = 1) -> States:
+def states(
+    numbers: int, layout: Layout, world: int, accumulation: int = 1, *, moments: float = MOMENTS
+) -> States:
     """Returns what ZeRO holds of a model of `numbers` parameters, as DeepSpeed 0.19 allocates it in fp32.
 
     Stage 0: weights, gradients and moments whole; the all-reduce copies its bucket. Stage 1: whole
@@ -64,28 +70,44 @@ def states(numbers: int, layout: Layout, world: int, accumulation: int = 1) -> S
     and flatten one more for the all-reduce. Stage 3: weights and masters are two copies of the share
     (DeepSpeed means them to be one, but compares a device with its name); a bucket and the copy of the
     reduce-scatter. Offloaded, masters, moments and gradients (twice) lie in the host's memory.
+
+    Args:
+        numbers: psi.
+        layout: the ZeRO stage.
+        world: N.
+        accumulation: A.
+        moments: that the optimizer keeps of a parameter, on average.
     """
     whole, share = FP32 * numbers, FP32 * numbers / world
     bucket = FP32 * layout.bucket
     if layout.stage == 0:
         copied = FP32 * min(numbers, STAGE_0_BUCKET) if world > 1 else 0
-        return States(whole, 0, MOMENTS * whole, whole, copied, between=(1 + MOMENTS) * whole)
+        return States(whole, 0, moments * whole, whole, copied, between=(1 + moments) * whole)
     if layout.stage == 3:
         gathered = FP32 * layout.gathered(numbers) if world > 1 else 0
         reduction = bucket + min(bucket, whole)
         if layout.offload:
-            return States(share + gathered, 0, 0, 0, reduction, (3 + MOMENTS) * share, share + bucket)
-        between = (3 + MOMENTS) * share + bucket
-        return States(share + gathered, share, MOMENTS * share, share, reduction, between=between)
+            return States(share + gathered, 0, 0, 0, reduction, (3 + moments) * share, share + bucket)
+        between = (3 + moments) * share + bucket
+        return States(share + gathered, share, moments * share, share, reduction, between=between)
     buckets = (1 + layout.overlap) * bucket + min(bucket, whole)
     if layout.offload:
-        return States(whole, 0, 0, 0, buckets, (3 + MOMENTS) * share, whole)
+        return States(whole, 0, 0, 0, buckets, (3 + moments) * share, whole)
     if layout.stage == 1:
         gradients = whole - min(bucket, whole) + share
     else:
         gradients = share * (2 if accumulation > 1 else 1)
-    between = whole + (1 + MOMENTS) * share
-    return States(whole, share, MOMENTS * share, gradients, buckets, between=between)
+    between = whole + (1 + moments) * share
+    return States(whole, share, moments * share, gradients, buckets, between=between)
+
+
+def moments_each(recipe: Recipe, facts: DataFacts | None = None) -> float:
+    """Returns how many moments a parameter has on average: AdamW's two, SGD's one of a CNN's."""
+    image = getattr(recipe.model, "image", None)
+    if recipe.optimizer.cnn is None or not isinstance(image, CNN | ResNet):
+        return MOMENTS
+    trunk, _ = cnn.trunk(image.name, (_ANY_SIDE, _ANY_SIDE))
+    return MOMENTS - trunk.parameters / flops.parameters(recipe, facts)
 
 
 @dataclass(frozen=True)
@@ -140,7 +162,7 @@ def memory(
         facts: the data's label tables.
     """
     numbers = flops.parameters(recipe, facts)
-    held = states(numbers, layout, world, accumulation)
+    held = states(numbers, layout, world, accumulation, moments=moments_each(recipe, facts))
     kept = activations.of_micro_batch(recipe, pairs, cpu=cpu, facts=facts)
     return Memory(
         held.parameters,
@@ -197,16 +219,32 @@ def queue(recipe: Recipe) -> float:
 
 
 def batch(recipe: Recipe, pairs: int) -> float:
-    """Returns the bytes of a micro-batch as the loader makes it: images fp32, maps and ids int64.
+    """Returns the bytes of a micro-batch as the loader makes it.
 
-    All micro-batches of a step lie on the GPU before its first forward.
+    Images are fp32, region features fp16, maps and ids int64. All micro-batches of a step lie on the GPU
+    before its first forward.
     """
-    pixels, images = recipe.model.image_size**2, pairs / recipe.data.captions_per_image
-    maps = INT64 * pixels if "segmentation" in catalog.data_needs(recipe) else 0
+    images = pairs / recipe.data.captions_per_image
     fetched = pairs if fetches_negatives(recipe) else 0
-    masked = images if recipe.objectives.ssul is not None else 0
+    objectives = recipe.objectives
+    masked = images if objectives.ssul is not None or objectives.mop is not None else 0
     texts = INT64 * recipe.model.text.max_length * (2 * pairs + 2 * fetched)
-    return 3 * FP32 * pixels * (images + fetched + masked) + maps * images + texts
+    seen, beside = image_bytes(recipe)
+    return seen * (images + fetched + masked) + beside * images + texts
+
+
+def image_bytes(recipe: Recipe) -> tuple[float, float]:
+    """Returns the bytes of what a model reads of an image, and of what lies beside it: mask, map, labels."""
+    table = recipe.model
+    if isinstance(table, SemVLPModel):
+        label = INT64 + FP32 + 1  # class, confidence, whether there is an object
+        return FP16 * table.objects * (table.feature_width + BOX), label * table.objects
+    if isinstance(table, PixelBERTModel):
+        pixels = prod(picture(table))
+        mask = pixels if table.longest_side is not None else 0
+        return 3 * FP32 * pixels, mask
+    pixels = table.image_size**2
+    return 3 * FP32 * pixels, INT64 * pixels if "segmentation" in catalog.data_needs(recipe) else 0
 
 
 @dataclass(frozen=True)
@@ -243,15 +281,15 @@ def host_memory(
         PROCESS,
         FP32 * numbers,
         ahead * batch(recipe, pairs),
-        states(numbers, layout, world, accumulation).host,
+        states(numbers, layout, world, accumulation, moments=moments_each(recipe, facts)).host,
         checkpoint_bytes(recipe, facts) / world,
     )
 
 
 def checkpoint_bytes(recipe: Recipe, facts: DataFacts | None = None) -> float:
-    """Returns the bytes of a checkpoint: fp32 masters, two moments, the queue and the pool."""
+    """Returns the bytes of a checkpoint: fp32 masters, their moments, the queue and the pool."""
     itc = recipe.objectives.itc
-    state = (1 + MOMENTS) * FP32 * flops.parameters(recipe, facts)
+    state = (1 + moments_each(recipe, facts)) * FP32 * flops.parameters(recipe, facts)
     copied = 0 if itc is None else itc.queue * 2 * (FP32 * recipe.model.text.width + INT64)
     return state + queue(recipe) - copied
 

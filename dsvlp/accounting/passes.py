@@ -52,7 +52,7 @@ def runs(recipe: Recipe) -> Runs:
     untouched = 2 if swapped else 1
     if recipe.engine.share_prefixes:
         fetched = int(itm is not None and itm.negatives == "queue")
-        images = _different(views, {views.get("ssul")}) / captions + fetched
+        images = _different(views, {views.get(name) for name in ("ssul", "mop")}) / captions + fetched
         texts = len(edited) + untouched * any(view not in edited for view in views.values()) + fetched
     else:
         images = (len(own) + alone) / captions + drawn

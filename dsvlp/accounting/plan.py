@@ -22,6 +22,7 @@ from dsvlp.accounting.memory import (
     HostMemory,
     Memory,
     host_memory,
+    image_bytes,
     largest_micro_batch,
     memory,
 )
@@ -29,7 +30,7 @@ from dsvlp.accounting.papers import PAPERS, Paper
 from dsvlp.accounting.saving import HOUR, Allocations, Checkpointing, allocations, checkpointing
 from dsvlp.accounting.worlds import check_world, valid_worlds
 from dsvlp.errors import RecipeError
-from dsvlp.recipe import Recipe, accumulation, fetches_negatives, micro_pairs
+from dsvlp.recipe import Recipe, SemVLPModel, accumulation, fetches_negatives, micro_pairs
 
 MODES: tuple[Mode, ...] = ("none", "selective", "full")
 
@@ -105,8 +106,8 @@ class DataNeeds:
 
     Attributes:
         images_per_second: a GPU.
-        megabytes_per_second: a GPU; None where the data set is not here.
-        cores: a GPU, decoding on the CPU.
+        megabytes_per_second: a GPU, of JPEGs (None where the data set is not here) or region features.
+        cores: a GPU, decoding on the CPU; region features need none.
         threads: the recipe's `data.workers`.
     """
 
@@ -127,7 +128,7 @@ class Plan:
         stages: the layouts that were compared.
         recomputation: the modes in the recipe's layout.
         allocations: None without a time limit.
-        paper: the paper's own run; None where it does not say, or of another size.
+        paper: the paper's own run; None where it does not say its hours, or of another size.
         least_world: the fewest GPUs on which the recipe fits as it stands; None: on none.
     """
 
@@ -191,7 +192,7 @@ def plan(recipe: Recipe, layouts: list[Layout], cluster: Cluster, assumptions: A
         saves,
         allocations(recipe, cluster.time_limit_hours, speed.step_seconds, assumptions),
         data_needs(recipe, speed, cluster.world, assumptions),
-        paper if paper is not None and paper.is_like(speed.flop_per_pair) else None,
+        paper if paper is not None and paper.hours and paper.is_like(speed.flop_per_pair) else None,
         least_world(recipe, own, cluster.device),
     )
 
@@ -266,6 +267,8 @@ def data_needs(recipe: Recipe, speed: Speed, world: int, assumed: Assumptions) -
     """Returns what a GPU eats a second; what ITM fetches from the queue is decoded too."""
     an_image = 1 / recipe.data.captions_per_image + fetches_negatives(recipe)
     images = speed.pairs_per_second / world * an_image
+    if isinstance(recipe.model, SemVLPModel):
+        return DataNeeds(images, images * sum(image_bytes(recipe)) / 1e6, 0.0, recipe.data.workers)
     megabytes = None if assumed.row_bytes is None else images * assumed.row_bytes / 1e6
     return DataNeeds(images, megabytes, images / assumed.images_per_cpu_second, recipe.data.workers)
 

@@ -17,6 +17,7 @@ from dsvlp.reports import html, table
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--data", type=click.Path(path_type=Path), help="Held-out .beton; by default the recipe's.")
+@click.option("--features", type=click.Path(path_type=Path), help="The region features of --data.")
 @click.option("--checkpoint", type=click.Choice(["last", "best"]), default="last", show_default=True)
 @click.option("--pairs", type=click.IntRange(min=0), default=0, help="At most about so many pairs; 0: all.")
 @click.option("--retrieval/--no-retrieval", default=True, help="Rank texts for images and images for texts.")

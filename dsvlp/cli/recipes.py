@@ -9,7 +9,12 @@ from typing import Any
 import click
 
 from dsvlp import config, recipe
-from dsvlp.accounting import flops
+from dsvlp.accounting import flops, hardware
+from dsvlp.accounting.assumptions import Assumptions
+from dsvlp.accounting.price import price
+from dsvlp.reports import table
+
+CARD = "h200"
 
 
 @click.command()
@@ -28,15 +33,21 @@ def command(name: str | None, overrides: tuple[str, ...], keys: bool) -> None:
 
 
 def _list() -> None:
-    names = sorted(path.stem for path in config.RECIPES.glob("*.toml"))
-    width = max(map(len, names))
-    click.echo(f"{'recipe':{width}}  {'parameters':>10}  {'GFLOP/pair':>10}  description")
-    for name in names:
+    card, mfu = hardware.named(CARD), Assumptions().mfu
+    rows: list[list[table.Cell]] = []
+    for name in sorted(path.stem for path in config.RECIPES.glob("*.toml")):
         shipped = recipe.load(name)
-        count, work = flops.parameters(shipped), flops.train_flops(shipped)
-        click.echo(f"{name:{width}}  {count / 1e6:8.1f} M  {work / 1e9:10.3g}  {shipped.description}")
+        cost = price(shipped, card, mfu)
+        numbers = [cost.parameters / 1e6, cost.flop_per_pair / 1e9, cost.pairs / 1e6, cost.gpu_hours]
+        paper = cost.paper.stated() if cost.paper is not None else ""
+        rows.append([name, shipped.model.system, *numbers, paper, shipped.description])
+    head = ["recipe", "system", "M parameters", "GFLOP/pair", "M pairs", f"{card.name}-h", "paper", ""]
+    click.echo(table.text(head, rows))
     click.echo(
-        "\nGFLOP of forward and backward at the full text length. `dsvlp recipes NAME` shows one recipe."
+        f"\nGFLOP of forward and backward at the full text length; hours of the whole run at {mfu:.0%} of a "
+        f"{card.name}'s peak, projected, not measured; beside it the hours of the paper's own run of that "
+        "model (an estimate is others').\n`dsvlp recipes NAME` shows one recipe, `dsvlp plan NAME` what it "
+        "needs."
     )
 
 
@@ -67,8 +78,8 @@ def _leaves(
         if not tables:
             yield prefix + key, node
         for inner in tables:
-            kind = inner["properties"].get("kind", {}).get("const")
-            tag = f" (kind {kind})" if kind and len(tables) > 1 else ""
+            tags = [(key, inner["properties"].get(key, {}).get("const")) for key in ("system", "kind")]
+            tag = "".join(f" ({key} {name})" for key, name in tags if name and len(tables) > 1)
             yield from _leaves(schema, inner, f"{prefix}{key}{tag}.")
 
 

@@ -125,8 +125,9 @@ class Job:
         A container sees them where they are, and there.
         """
         parent = self._environment.get("DSVLP_STAGE")
-        sources = [source.path for source in resolved.data.train]
-        sources += [resolved.data.validation] if resolved.data.validation is not None else []
+        data = resolved.data
+        named = [path for source in data.train for path in (source.path, source.features)]
+        sources = [*filter(None, [*named, data.validation, data.validation_features])]
         read = [*sources, *filter(None, [resolved.start, resolved.data.tokenizer])]
         self._mounts += [Path(path).resolve() for path in read if Path(path).exists()]
         if not parent or not sources:

@@ -16,11 +16,14 @@ from pathlib import Path
 from dsvlp import config, slurm
 from dsvlp import recipe as recipes
 from dsvlp.accounting import flops, hardware
-from dsvlp.engine import exported
+from dsvlp.data import manifest
+from dsvlp.data.answers import Place, check_shared, table_beside
+from dsvlp.data.features import manifest as features
+from dsvlp.engine import dsconfig, exported
 from dsvlp.errors import MissingDependency, RunError, SlurmError
 from dsvlp.files import read_json, read_lines
 from dsvlp.launch.sbatch import Resources
-from dsvlp.recipe import Recipe
+from dsvlp.recipe import Recipe, SemVLPModel
 from dsvlp.recipe.changes import compare
 from dsvlp.slurm import Partition
 
@@ -95,10 +98,16 @@ def check_recipe(recipe: Recipe, resources: Resources, folder: Path | None = Non
         folder: of a run that may have trained already: its measured steps count, not a bound.
 
     Raises:
-        RecipeError: the processes do not divide the batch; names the numbers that do.
+        RecipeError: the processes do not divide the batch; names the numbers that do. Or the layout is wrong,
+            or not for `engine.compile`.
+        DataError: region features that it names are absent or damaged, or not of its data and model; or its
+            data have no answers for objectives.qa, or not one table of them.
         RunError: not one checkpoint would be written within the time limit.
     """
     recipes.accumulation(recipe, resources.world)
+    check_features(recipe)
+    check_answers(recipe)
+    dsconfig.layout_of(recipe)
     steps = min(recipe.checkpoint.every_steps, recipe.schedule.steps)
     seconds, source = step_seconds(recipe, resources.world, folder)
     if steps * seconds > resources.minutes * 60:
@@ -109,6 +118,43 @@ def check_recipe(recipe: Recipe, resources: Resources, folder: Path | None = Non
             "a time limit longer than a checkpoint interval",
             f"Set checkpoint.every_steps to {max(1, fit // 4)} or less, or ask for more hours",
         )
+
+
+def check_features(recipe: Recipe) -> None:
+    """Checks that the region features that a recipe names are there, whole, its data sets' and its model's.
+
+    Raises:
+        DataError: names the folder, and what it is not.
+    """
+    data, model, mop = recipe.data, recipe.model, recipe.objectives.mop
+    named = [(source.path, source.features) for source in data.train]
+    if data.validation is not None:
+        named.append((data.validation, data.validation_features))
+    for path, place in named:
+        if place is None:
+            continue
+        folder, dataset = Path(place), Path(path)
+        found = features.load(folder)
+        found.check_belongs(folder, dataset, manifest.load(dataset).to_json()["digest"])
+        if isinstance(model, SemVLPModel):
+            found.check_fits(folder, model.objects, model.feature_width, mop.classes if mop else None)
+
+
+def check_answers(recipe: Recipe) -> None:
+    """Checks that the data that a recipe names have answers of one table, where answers are trained.
+
+    Raises:
+        DataError: names the data sets that do not agree.
+    """
+    data = recipe.data
+    if recipe.objectives.qa is not None and data.train:
+        held_out = _answers(data.validation) if data.validation is not None else None
+        check_shared([_answers(source.path) for source in data.train], held_out)
+
+
+def _answers(path: str) -> Place:
+    folder = Path(path)
+    return folder, table_beside(folder, manifest.load(folder))
 
 
 def step_seconds(recipe: Recipe, world: int, folder: Path | None) -> tuple[float, str]:

@@ -1,4 +1,4 @@
-"""Copies `.beton` data sets to a disk of the node, once a node, and removes them after the job.
+"""Copies data sets and region features to a disk of the node, once a node, and removes them after the job.
 
     python -m dsvlp.launch.staging copy FOLDER SOURCE...
     python -m dsvlp.launch.staging remove FOLDER
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from dsvlp import log as logs
 from dsvlp.data import manifest
+from dsvlp.data.features import manifest as features
 from dsvlp.data.staged import copy_of
 from dsvlp.errors import DataError
 
@@ -37,7 +38,7 @@ def stage(source: Path, folder: Path) -> Path | None:
     """Copies one data set; returns its copy, None where the original is to be read.
 
     Args:
-        source: a `.beton` folder.
+        source: a `.beton` or a `.features` folder.
         folder: where this node's copies lie; made where absent.
 
     Raises:
@@ -46,7 +47,7 @@ def stage(source: Path, folder: Path) -> Path | None:
     target = copy_of(source, folder)
     if (target / manifest.NAME).is_file():
         return target
-    expected = manifest.load(source)
+    expected = features.load(source) if source.suffix == features.SUFFIX else manifest.load(source)
     partial = target.with_name(f".{target.name}.partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)

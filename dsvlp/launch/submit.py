@@ -110,6 +110,7 @@ def prepare(
 
 def data_folders(recipe: Recipe) -> tuple[Path, ...]:
     """Returns the folders that hold what a recipe reads beside the run's own."""
-    named = [source.path for source in recipe.data.train]
-    named += [path for path in (recipe.data.validation, recipe.data.tokenizer, recipe.start) if path]
-    return tuple(sorted({Path(path).resolve().parent for path in named if Path(path).exists()}))
+    data = recipe.data
+    named = [path for source in data.train for path in (source.path, source.features)]
+    named += [data.validation, data.validation_features, data.tokenizer, recipe.start]
+    return tuple(sorted({Path(path).resolve().parent for path in named if path and Path(path).exists()}))

@@ -189,12 +189,14 @@ def _saving(plan: Plan) -> str:
 
 
 def _data(plan: Plan) -> str:
-    data = plan.data
+    data, ahead = plan.data, plan.stage.host.batches
     rows: list[list[table.Cell]] = [["images", "images/s a GPU", data.images_per_second]]
     if data.megabytes_per_second is not None:
         rows.append(["bytes", "MB/s a GPU", data.megabytes_per_second])
         rows.append(["bytes", "MB/s in all", data.megabytes_per_second * plan.cluster.world])
-    rows.append(["cores that decode", "cores a GPU", data.cores])
+    if data.cores:
+        rows.append(["cores that decode", "cores a GPU", data.cores])
+    rows.append(["batches on the host, made ahead", "GB a GPU", ahead / GB])
     return table.text(["", "unit", ""], rows)
 
 

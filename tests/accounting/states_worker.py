@@ -87,7 +87,7 @@ def measure(name: str, times: int, sampler: Sampler) -> dict[str, int]:
         del losses
         engine.backward(loss)
         del loss
-    engine.step(1e-3)
+    engine.step(1.0)
     gc.collect()
     out = {"built": after, "between": held() - before, "reducing": sampler.most - before}
     engine.close()

@@ -2,9 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from dsvlp.accounting.comparison import FLOP_PER_PAIR, Comparison, compare, sentence
+from dsvlp.accounting.comparison import Comparison, compare, sentence
 from dsvlp.accounting.hours import total
-from dsvlp.accounting.papers import PAPERS
 from tests.accounting.test_hours import CHARGE
 
 # 1 % of the paper's pairs in 1 H200-hour.
@@ -32,6 +31,7 @@ def test_svl_is_projected_to_the_papers_pairs_and_told_plain_and_by_the_cards_pe
     ("change", "why"),
     [
         ({"system": "fiber"}, "the paper of fiber gives no hours"),
+        ({"system": "pixelbert"}, "the paper of pixelbert gives no hours"),
         ({"system": ""}, "the paper of its system gives no hours"),
         ({"device_name": ""}, "no GPU with a known peak"),
         ({"samples": 0}, "no GPU with a known peak"),
@@ -41,7 +41,3 @@ def test_svl_is_projected_to_the_papers_pairs_and_told_plain_and_by_the_cards_pe
 def test_what_cannot_be_compared_says_why(change, why):
     run = replace(RUN, **change)
     assert why in sentence(compare(total("a", [run]), run))
-
-
-def test_every_paper_with_hours_has_its_price():
-    assert PAPERS.keys() == FLOP_PER_PAIR.keys()

@@ -34,10 +34,19 @@ def label_table(name: str, classes: int) -> LabelTable:
 
 
 def facts_for(shown: recipe.Recipe, segmentation: int, boxes: int) -> DataFacts:
-    tables = label_table("maps", segmentation), label_table("boxes", boxes)
-    text = shown.model.text
+    text, mop = shown.model.text, shown.objectives.mop
     padding = text.padding_id if isinstance(text, recipe.RoBERTa) else 0
-    return DataFacts(min(100, text.vocabulary), padding, 1, 2, 3, *tables)
+    return DataFacts(
+        min(100, text.vocabulary),
+        padding,
+        1,
+        2,
+        3,
+        label_table("maps", segmentation),
+        label_table("boxes", boxes),
+        objects=label_table("objects", 4 if mop is None else mop.classes),
+        answers=label_table("answers", flops.LXMERT_ANSWERS),
+    )
 
 
 def on_meta(shown: recipe.Recipe, facts: DataFacts) -> torch.nn.Module:
@@ -90,7 +99,7 @@ def test_bert_base_layer_has_its_published_size():
 
 def test_resnet50_trunk_has_its_published_size_and_work():
     """He et al. give 4.1e9 multiply-adds at 224 pixels for the version whose 3x3 convolutions stride."""
-    cost, channels = trunk("resnet50", 224)
+    cost, channels = trunk("resnet50", (224, 224))
     assert cost.parameters == 23_508_032 and channels == (1024, 2048)
     assert cost.forward / 2 == pytest.approx(4.09e9, rel=0.005)
 

@@ -4,11 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
-from dsvlp import recipe
+from dsvlp import recipe, system
 from dsvlp.accounting import activations, flops, memory
 from dsvlp.accounting.layout import Layout
 from dsvlp.engine import dsconfig
+from dsvlp.engine.optim import MOMENTS, parameter_groups
 from tests.accounting.states_worker import BUCKET, LAYOUTS, PAIRS
 from tests.batches import make_facts
 from tests.engine.processes import run
@@ -67,7 +69,9 @@ def test_full_size_is_a_little_below_what_a_process_had_resident(measured):
     assert 0.8 * gib < arithmetic < gib
 
 
-@pytest.mark.parametrize("name", ["pretrain_svl", "pretrain_fiber", "pretrain_meter"])
+@pytest.mark.parametrize(
+    "name", ["pretrain_svl", "pretrain_fiber", "pretrain_meter", "pretrain_pixelbert", "pretrain_semvlp"]
+)
 def test_each_stage_holds_less_and_more_processes_hold_less(name):
     numbers = flops.parameters(recipe.load(name))
     totals = [memory.states(numbers, layout(each), 64).total for each in ("zero0", "zero1", "zero2")]
@@ -121,6 +125,42 @@ def test_a_batch_is_as_large_as_the_loaders():
     made = make_batch(8, image_size=96, length=shown.model.text.max_length)
     tensors = (made.images, made.text_ids, made.segmentation)
     assert memory.batch(shown, 8) == sum(t.nbytes for t in tensors if t is not None)
+
+
+def test_a_batch_of_objects_is_as_large_as_the_loaders():
+    from tests.batches import FEATURES, OBJECTS, make_objects, make_semvlp_recipe
+
+    shown = make_semvlp_recipe("objectives.mop=false")
+    made = make_objects(8)
+    per_image = (made.images, made.image_mask, made.object_labels, made.object_confidences)
+    assert made.images.shape[1:] == (OBJECTS, FEATURES + 4)
+    assert memory.batch(shown, 8) == sum(t.nbytes for t in (*per_image, made.text_ids) if t is not None)
+    # What MOP hides is hidden in a copy.
+    assert memory.batch(make_semvlp_recipe(), 8) == memory.batch(shown, 8) + made.images.nbytes
+
+
+def test_a_padded_batch_has_a_mask_a_pixel():
+    square, kept = (
+        memory.batch(recipe.load("tiny_pixelbert", ["model.image_size=96", *more]), 4)
+        for more in (["data.captions_per_image=4"], ["data.captions_per_image=4", "model.longest_side=160"])
+    )
+    assert kept - square == 3 * 4 * 96 * (128 - 96) + 96 * 128
+
+
+@pytest.mark.parametrize("name", ["tiny_pixelbert", "pretrain_pixelbert"])
+def test_sgd_keeps_one_moment_of_the_cnns_parameters(name):
+    shown = recipe.load(name, ["model.pretrained=false"])
+    with torch.device("meta"):
+        built = system.build(shown, make_facts())
+    groups = parameter_groups(built, shown)
+    moments = sum(len(MOMENTS[g["algorithm"]]) * sum(p.numel() for p in g["params"]) for g in groups)
+    numbers = flops.parameters(shown, make_facts())
+    assert moments == pytest.approx(memory.moments_each(shown, make_facts()) * numbers)
+    assert memory.checkpoint_bytes(shown, make_facts()) == pytest.approx(4 * (numbers + moments))
+    without = shown.optimizer.model_copy(update={"cnn": None})
+    assert memory.moments_each(shown.model_copy(update={"optimizer": without})) == 2
+    held = memory.states(numbers, layout("zero1"), 2, moments=moments / numbers)
+    assert held.moments == pytest.approx(4 * moments / 2)
 
 
 def test_every_process_of_a_node_builds_the_whole_model_on_its_host():

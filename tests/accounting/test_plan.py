@@ -10,6 +10,7 @@ from dsvlp.accounting import hardware, plan, saving, worlds
 from dsvlp.accounting.assumptions import Assumptions, measured
 from dsvlp.accounting.layout import Layout
 from dsvlp.accounting.papers import PAPERS
+from dsvlp.accounting.price import price
 from dsvlp.engine import dsconfig
 from dsvlp.errors import RecipeError
 
@@ -27,7 +28,17 @@ def planned(shown: recipe.Recipe, nodes: int = 1, gpus: int = 8, **more: Any) ->
     return plan.plan(shown, LAYOUTS, cluster, Assumptions(**more))
 
 
-@pytest.mark.parametrize("name", ["pretrain_svl", "pretrain_fiber", "pretrain_fiber_grouped", "tiny_fiber"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pretrain_svl",
+        "pretrain_fiber",
+        "pretrain_fiber_grouped",
+        "tiny_fiber",
+        "pretrain_pixelbert_grouped",
+        "pretrain_semvlp",
+    ],
+)
 def test_valid_worlds_are_all_that_the_recipe_accepts(name):
     shown = recipe.load(name)
     accepted = []
@@ -149,3 +160,41 @@ def test_the_fewest_gpus_on_which_a_recipe_fits_are_named():
     found = planned(recipe.load("pretrain_fiber"), gpus=2)
     assert not found.stage.fits and found.least_world == 4
     assert planned(recipe.load("pretrain_fiber"), gpus=4).stage.fits
+
+
+def test_region_features_need_bandwidth_and_no_decoding():
+    """The specification: 100 regions at 30 to 40% of an H200 are about 1.7 GB/s or more of features a GPU."""
+    shown = recipe.load("pretrain_semvlp")
+    low, high = (planned(shown, gpus=4, mfu=share).data for share in (0.3, 0.4))
+    assert 1700 < low.megabytes_per_second < high.megabytes_per_second < 2500
+    assert low.cores == 0
+    assert low.megabytes_per_second / low.images_per_second == pytest.approx(0.41, rel=0.01)
+
+
+def test_captions_that_share_a_cnn_need_fewer_images():
+    one, four = (planned(recipe.load(f"pretrain_pixelbert{name}")).data for name in ("", "_grouped"))
+    assert four.images_per_second == pytest.approx(one.images_per_second * 485 / 168.6 / 4, rel=0.01)
+
+
+def test_a_price_is_the_plans_hours_and_the_papers_run_of_that_model():
+    shown = recipe.load("pretrain_svl")
+    found = price(shown, H200, 0.3)
+    assert found.gpu_hours == pytest.approx(planned(shown, mfu=0.3).speed.gpu_hours)
+    assert found.paper is PAPERS["svl"] and price(recipe.load("tiny_svl"), H200, 0.3).paper is None
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs", "hours", "stated"),
+    [
+        ("pretrain_pixelbert", 223.7e6, 101, "about 4,000 V100-h (estimate)"),
+        ("pretrain_pixelbert_grouped", 223.7e6, 36, "about 4,000 V100-h (estimate)"),
+        ("pretrain_semvlp", 527e6, 35, "not stated (4 V100)"),
+    ],
+)
+def test_runs_cost_what_the_specification_projects(name, pairs, hours, stated):
+    """SemVLP 6% less: its table counts the heads of MLM and MOP at all positions."""
+    found = price(recipe.load(name), H200, 0.3)
+    assert found.pairs == pytest.approx(pairs, rel=0.001)
+    assert found.gpu_hours == pytest.approx(hours, rel=0.06)
+    assert found.paper is not None and found.paper.stated() == stated
+    assert planned(recipe.load(name), gpus=4).paper is None  # no stated hours to divide by

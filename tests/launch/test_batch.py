@@ -138,7 +138,12 @@ def test_a_stop_for_the_batch_script_alone_reaches_the_ranks_as_usr2(tmp_path, s
 def test_data_sets_are_staged_once_a_node_and_removed(tmp_path, srun):
     calls = srun('[ "$DSVLP_STAGED" = /local/dsvlp-7 ] || exit 9')
     resolved = recipe.load(
-        "tiny_svl", ['data.train=[{path="/data/a.beton"}]', "data.validation=/data/b.beton"]
+        "tiny_svl",
+        [
+            'data.train=[{path="/data/a.beton", features="/data/a.features"}]',
+            "data.validation=/data/b.beton",
+            "data.validation_features=/data/b.features",
+        ],
     )
     one = job(tmp_path, DSVLP_STAGE="/local")
     one.stage(resolved)
@@ -147,7 +152,8 @@ def test_data_sets_are_staged_once_a_node_and_removed(tmp_path, srun):
     copied, trained, removed = calls.read_text().splitlines()
     for line in (copied, removed):
         assert "--nodes=2 --ntasks=2 --ntasks-per-node=1" in line
-    assert copied.endswith("dsvlp.launch.staging copy /local/dsvlp-7 /data/a.beton /data/b.beton")
+    sources = "/data/a.beton /data/a.features /data/b.beton /data/b.features"
+    assert copied.endswith(f"dsvlp.launch.staging copy /local/dsvlp-7 {sources}")
     assert removed.endswith("dsvlp.launch.staging remove /local/dsvlp-7") and "--ntasks=8" in trained
 
 

@@ -53,5 +53,5 @@ def test_every_kind_of_value_reaches_the_recipe_as_it_is(key, value):
     for part in key.split("."):
         found = getattr(found, part)
     if key == "data.train":
-        found = [source.model_dump() for source in found]
+        found = [source.model_dump(exclude_none=True) for source in found]
     assert (list(found) if isinstance(found, tuple) else found) == value

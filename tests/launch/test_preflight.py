@@ -6,9 +6,11 @@ import logging
 import pytest
 
 from dsvlp import config, recipe
-from dsvlp.errors import MissingDependency, RecipeError, RunError, SlurmError
+from dsvlp.errors import DataError, MissingDependency, RecipeError, RunError, SlurmError
 from dsvlp.launch import preflight
 from dsvlp.launch.sbatch import Resources
+from tests.data.features.regions_of_noise import make_features
+from tests.data.pictures_of_noise import make_dataset
 
 
 def load(*overrides: str) -> recipe.Recipe:
@@ -65,6 +67,12 @@ def test_a_controller_that_is_down_is_told_in_slurms_words(slurm):
 def test_processes_that_do_not_divide_the_batch_are_refused_with_those_that_do(tmp_path):
     with pytest.raises(RecipeError, match=r"one of \[1, 2\] processes"):
         preflight.check_recipe(load(), Resources(nodes=3, gpus=1))
+
+
+def test_compiled_blocks_under_a_layout_that_overlaps_are_refused_before_a_job_waits():
+    with pytest.raises(RecipeError, match=r"engine\.compile = true.*overlap_comm = true"):
+        preflight.check_recipe(load("engine.compile=true", "engine.zero=zero2"), Resources(gpus=2))
+    preflight.check_recipe(load("engine.compile=true", "engine.zero=zero1"), Resources(gpus=2))
 
 
 def test_a_time_limit_shorter_than_a_checkpoint_interval_is_refused(tmp_path):
@@ -125,3 +133,27 @@ def test_a_run_that_waits_or_runs_is_not_submitted_twice(slurm, tmp_path, state,
             preflight.check_run(run, load(), override=False)
     else:
         preflight.check_run(run, load(), override=False)
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory):
+    pictures = make_dataset(tmp_path_factory.mktemp("objects"), "noise", [1] * 6)
+    return make_features(pictures, pictures.path.with_suffix(".features"))
+
+
+def of_objects(dataset, *overrides: str) -> recipe.Recipe:
+    source = f'data.train=[{{path="{dataset.path}", features="{dataset.path.with_suffix(".features")}"}}]'
+    fitting = ["model.objects=4", "model.feature_width=8", "objectives.mop.classes=3"]
+    return recipe.load("tiny_semvlp", [source, *fitting, *overrides])
+
+
+def test_region_features_are_looked_at_before_a_job_waits(objects, tmp_path):
+    preflight.check_features(of_objects(objects))
+    with pytest.raises(DataError, match=r"4 objects an image .*Set model\.objects=4"):
+        preflight.check_features(of_objects(objects, "model.objects=36"))
+    other = make_dataset(tmp_path, "other", [1] * 6, seed=3)
+    with pytest.raises(DataError, match=r"there are no region features .*other\.features"):
+        preflight.check_features(of_objects(other))
+    other.path.with_suffix(".features").symlink_to(objects.path.with_suffix(".features"))
+    with pytest.raises(DataError, match=r"of noise\.beton .*not of .*other\.beton"):
+        preflight.check_features(of_objects(other))

@@ -4,8 +4,11 @@ import shutil
 import pytest
 
 from dsvlp.data import manifest, staged
+from dsvlp.data.dataset import Dataset
 from dsvlp.data.staged import STAGED, copy_of, nearest
 from dsvlp.launch import staging
+from tests.data.features.regions_of_noise import make_features
+from tests.data.pictures_of_noise import make_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -99,3 +102,14 @@ def test_what_is_no_data_set_is_left_to_who_reads_it(tmp_path, caplog):
 
 def test_staging_and_its_lookup_need_no_torch():
     assert "torch" not in vars(staging) and "torch" not in vars(staged)
+
+
+def test_region_features_are_staged_beside_their_data_set(tmp_path):
+    dataset = make_dataset(tmp_path, "noise", [1] * 5)
+    features = make_features(dataset, tmp_path / "noise.features").features.path
+    node = tmp_path / "node"
+    assert staging.main(["copy", str(node), str(dataset.path), str(features)]) == 0
+    near = [nearest(path, {STAGED: str(node)}) for path in (dataset.path, features)]
+    assert all(path.parent == node for path in near)
+    assert content(near[1]) == content(features)
+    assert Dataset.open(near[0], features=near[1]).features.manifest.images == 5
