@@ -17,13 +17,16 @@ from __future__ import annotations
 import argparse
 import copy
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import torch
 
-from dsvlp.data.loader import open_data
+from dsvlp.data.frames import Framing
+from dsvlp.data.opened import open_data
+from dsvlp.data.reading import read_picture, together
 from dsvlp.data.synthetic import RelationPair, relation_pairs
 from dsvlp.data.synthetic.language import RELATION_SWAPS
 from dsvlp.data.synthetic.world import COLOURS, SHAPES
@@ -121,10 +124,14 @@ def readings(system: System, recipe: Recipe, tokenizer: Tokenizer) -> list[str]:
     """Returns the cells of one row of the table, see `COLUMNS`."""
     system.eval()
     inference = Inference(system, recipe.engine.precision, torch.device("cpu"))
-    world, sizes = recipe.data.synthetic, recipe.model
+    world, framing = recipe.data.synthetic, Framing.of(recipe)
     asked = probes(0, relation_pairs(200, world.seed, world.image_size, world.max_shapes))
+
+    def images_of(pairs: Sequence[RelationPair]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return together([read_picture(pair.jpeg, framing, "a picture") for pair in pairs], framing)
+
     out = [
-        relation_accuracy(inference, pairs, tokenizer, sizes.image_size, sizes.text.max_length).value
+        relation_accuracy(inference, pairs, tokenizer, images_of, recipe.model.text.max_length).value
         for pairs in asked.values()
     ]
     mlm = cast(MLM, system.objectives["mlm"])
