@@ -33,7 +33,7 @@ FLOORS = {
     ),
     **dict.fromkeys(["layers", "data", "accounting", "passes"], 1),
     **dict.fromkeys(["models", "objectives", "tasks"], 2),
-    "system": 3,
+    **dict.fromkeys(["system", "regions"], 3),
     "engine": 4,
     **dict.fromkeys(["launch", "reports", "predict"], 5),
     "cli": 6,

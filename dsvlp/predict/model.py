@@ -15,15 +15,18 @@ import torch
 from torch import Tensor
 
 from dsvlp import dist
-from dsvlp.data import augment
-from dsvlp.data.decode import BadImage, CPUDecoder, EncodedImage
-from dsvlp.data.jpeg import BadImage as Unstorable
-from dsvlp.data.jpeg import normalise
+from dsvlp.data import check
+from dsvlp.data.dataset import Dataset
+from dsvlp.data.features.objects import read_images
+from dsvlp.data.fit import check_features
+from dsvlp.data.frames import Framing
+from dsvlp.data.reading import read_picture, together
 from dsvlp.data.text import Tokenizer
 from dsvlp.engine.exported import TOKENIZER, is_export
 from dsvlp.engine.inference import Inference, Trained, load_trained
 from dsvlp.errors import DataError, RunError
 from dsvlp.predict.export import read
+from dsvlp.recipe import SemVLPModel, reads_objects
 from dsvlp.system import EmbedRequest, ImageRequest, MatchRequest, TextRequest
 from dsvlp.types import Encoded, States
 
@@ -73,12 +76,34 @@ class Predictor:
 
         Raises:
             DataError: an image that cannot be read.
+            RunError: the system reads region features in place of pictures.
         """
-        size = self.trained.recipe.model.image_size
-        pixels = torch.zeros(len(images), 3, size, size)
-        for image, out in zip(images, pixels, strict=True):
-            _read_image(image, out)
-        return cast(States, self._system(ImageRequest(pixels.to(self.device))))
+        if reads_objects(self.trained.recipe):
+            raise RunError(
+                f"{self.trained.recipe.model.system} reads region features, not pictures",
+                "rows of a data set that has them",
+                "Use encode_rows, or --features and --row of `dsvlp predict`",
+            )
+        framing = Framing.of(self.trained.recipe)
+        return self._encoded(*together([_picture(image, framing) for image in images], framing))
+
+    @torch.inference_mode()
+    def encode_rows(self, dataset: Dataset, rows: Sequence[int]) -> States:
+        """Returns image states before fusion of a data set's images: of its region features where the system
+        reads those, tokens [I, N, D].
+
+        Raises:
+            DataError: the data set has not the features that the system reads, or an image cannot be read.
+        """
+        numbers = np.array(rows, np.int64)
+        outside = numbers[(numbers < 0) | (numbers >= dataset.images)]
+        if len(outside):
+            raise DataError(f"{dataset.path} has no row {outside[0]}", f"0 to {dataset.images - 1}")
+        if not reads_objects(self.trained.recipe):
+            return self.encode_image([stored.jpeg for stored in check.rows(dataset, numbers)])
+        check_features(self.trained.recipe, dataset)
+        assert dataset.features is not None
+        return self._encoded(*read_images(dataset.features, numbers))
 
     @torch.inference_mode()
     def encode_text(self, texts: Sequence[str]) -> States:
@@ -125,20 +150,33 @@ class Predictor:
         FIBER's layers of different grids are brought to the last stage's by the model.
 
         Raises:
-            RunError: queries stand in the place of the grid.
+            RunError: queries stand in the place of the grid, or words and image are one stream.
         """
         model, recipe = cast(Attentive, self.trained.system.model), self.trained.recipe.model
-        if recipe.visual_queries:
+        if not self.shows_words:
             raise RunError(
-                f"model.visual_queries = {recipe.visual_queries}: words look at queries, not at places",
-                "a system whose image tokens are the grid",
+                f"model.visual_queries = {recipe.visual_queries}: words look at queries, not at places"
+                if recipe.visual_queries
+                else f"{recipe.system} has no attention from words to the places of a picture",
+                "a system with cross-attention whose image tokens are the grid",
             )
+        assert not isinstance(recipe, SemVLPModel), "it has no cross-attention of words"
         weights = model.cross_attention(self.encode_image([image]), self.encode_text([text]))
         side = recipe.image_size // model.stride
         maps = weights.mean((0, 2))[0].unflatten(-1, (side, side)).float().cpu().numpy()  # [L, h, w]
         ids, mask = self._ids([text])
         tokens = self.tokenizer.tokens(ids[0, mask[0]].tolist())
         return join_pieces(tokens[1:-1], maps[1 : len(tokens) - 1])
+
+    @property
+    def shows_words(self) -> bool:
+        """Returns whether `attention` can say where words look: on a grid, by attention between streams."""
+        has_attention = hasattr(self.trained.system.model, "cross_attention")
+        return has_attention and not self.trained.recipe.model.visual_queries
+
+    def _encoded(self, images: Tensor, mask: Tensor | None) -> States:
+        mask = None if mask is None else mask.to(self.device)
+        return cast(States, self._system(ImageRequest(images.to(self.device), mask)))
 
     def _ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         length = self.trained.recipe.model.text.max_length
@@ -205,16 +243,6 @@ def read_bytes(image: ImageFile) -> bytes:
         raise DataError(f"{image} cannot be read: {error.strerror}", "an image file") from error
 
 
-def _read_image(image: ImageFile, out: Tensor) -> None:
-    """Writes an image as evaluation sees it into `out` [3, S, S]: any format, decoded as in training."""
+def _picture(image: ImageFile, framing: Framing) -> Tensor:
     name = "the image" if isinstance(image, bytes) else str(image)
-    try:
-        stored = normalise(read_bytes(image))
-    except Unstorable as error:
-        raise DataError(f"{name}: {error.found}", "a whole image file") from error
-    jpeg = np.frombuffer(stored.jpeg, np.uint8)
-    size, (height, width) = out.shape[-1], (stored.height, stored.width)
-    pixels = CPUDecoder().decode([EncodedImage(jpeg, height, width, size, size)])[0]
-    if isinstance(pixels, BadImage):
-        raise DataError(f"{name} cannot be decoded: {pixels.reason}", "a whole image file")
-    augment.place_image(pixels, augment.whole(height, width, size), (height, width), out)
+    return read_picture(read_bytes(image), framing, name)

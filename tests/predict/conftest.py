@@ -11,8 +11,10 @@ from PIL import Image
 from dsvlp import config, recipe, system
 from dsvlp.data.text import train_wordpiece
 from dsvlp.engine.checkpoint import CheckpointStore
-from dsvlp.engine.fragments import WEIGHT, Fragment
+from dsvlp.engine.fragments import BUFFER, WEIGHT, Fragment
+from dsvlp.engine.inference import named_tensors
 from dsvlp.types import DataFacts, LabelTable
+from tests.data.features.regions_of_noise import CLASSES, WIDTH
 
 TEXTS = ["a red circle above a blue square", "two green triangles", "a yellow star left of a circle"]
 
@@ -21,11 +23,21 @@ def save_run(folder: Path, shown: recipe.Recipe) -> None:
     tokenizer = train_wordpiece(TEXTS, 80)
     shapes = LabelTable("shapes", (1, 2), ("circle", "square"))
     specials = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
-    facts = DataFacts(tokenizer.vocabulary, *specials, segmentation=shapes, boxes=shapes)
+    facts = DataFacts(
+        tokenizer.vocabulary,
+        *specials,
+        segmentation=shapes,
+        boxes=shapes,
+        objects=CLASSES,
+        feature_width=WIDTH,
+    )
     built = system.build(shown, facts)
+    weights = dict(built.named_parameters())
     fragments = [
-        Fragment(name, WEIGHT, 0, parameter.detach().flatten(), tuple(parameter.shape))
-        for name, parameter in built.named_parameters()
+        Fragment(
+            name, WEIGHT if name in weights else BUFFER, 0, tensor.detach().flatten(), tuple(tensor.shape)
+        )
+        for name, tensor in named_tensors(built).items()
     ]
     state = {"recipe": config.dump(shown), "facts": facts.to_json(), "best": None}
     folder.mkdir()

@@ -7,10 +7,14 @@ from PIL import Image
 import dsvlp
 from dsvlp import recipe
 from dsvlp.cli import predict as verb
+from dsvlp.data import check
+from dsvlp.data.dataset import Dataset
 from dsvlp.errors import DataError, RunError
 from dsvlp.passes import select
 from dsvlp.predict import model, overlay
 from dsvlp.types import States
+from tests.data.features.regions_of_noise import WIDTH, make_features
+from tests.data.pictures_of_noise import make_dataset
 from tests.predict.conftest import TEXTS, save_run
 
 
@@ -143,3 +147,57 @@ def test_the_verb_prints_scores_and_writes_a_png_a_word(run, picture, tmp_path):
     ]
     name, probability = done.output.split()[:2]
     assert name == "itm" and 0 < float(probability) < 1 and "itc" not in done.output
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory):
+    """A data set with region features, and an untrained SemVLP of their width."""
+    folder = tmp_path_factory.mktemp("objects")
+    pictures = make_dataset(folder, "noise", [1] * 6)
+    dataset = make_features(pictures, folder / "noise.features")
+    sizes = ["model.objects=4", f"model.feature_width={WIDTH}", "objectives.mop.classes=3"]
+    save_run(folder / "run", recipe.load("tiny_semvlp", [*sizes, "model.text.vocabulary=90"]))
+    return dataset, folder / "run"
+
+
+def test_a_system_of_objects_matches_rows_of_a_data_set(objects, picture):
+    dataset, run = objects
+    loaded = dsvlp.load(run)
+    alone = loaded.score(loaded.encode_rows(dataset, [4]), loaded.encode_text([TEXTS[0]]))
+    both = loaded.score(loaded.encode_rows(dataset, [1, 4]), loaded.encode_text([TEXTS[0]] * 2))
+    assert 0 < float(alone) < 1 and torch.allclose(alone, both[1:], atol=1e-6) and both[0] != both[1]
+    with pytest.raises(RunError, match=r"reads region features, not pictures.*--row"):
+        loaded.encode_image([picture])
+    with pytest.raises(DataError, match=r"has no row 6\. Expected 0 to 5"):
+        loaded.encode_rows(dataset, [0, 6])
+    with pytest.raises(DataError, match="has no region features"):
+        loaded.encode_rows(Dataset.open(dataset.path), [0])
+    with pytest.raises(RunError, match="semvlp has no attention from words to the places"):
+        loaded.attention(picture, TEXTS[0])
+
+
+def test_a_system_of_pictures_matches_rows_as_it_matches_their_files(objects, predictor):
+    dataset, _ = objects
+    (stored,) = check.rows(dataset, np.array([3]))
+    row, file = predictor.encode_rows(dataset, [3]), predictor.encode_image([stored.jpeg])
+    assert torch.equal(row.tokens, file.tokens)
+
+
+def test_the_verb_takes_a_row_in_place_of_a_file(objects, tmp_path):
+    dataset, run = objects
+    features = str(dataset.path.with_suffix(".features"))
+    words = [
+        str(run),
+        "--data",
+        str(dataset.path),
+        "--features",
+        features,
+        "--row",
+        "2",
+        "--text",
+        "a circle",
+    ]
+    done = CliRunner().invoke(verb.command, words)
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("itm ") and "png" not in done.output
+    assert CliRunner().invoke(verb.command, [*words, "--image", "a.png"]).exit_code == 2
