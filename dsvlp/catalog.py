@@ -186,6 +186,8 @@ def _batch_problems(recipe: Recipe) -> list[str]:
     if size % captions:
         out.append(f"batch.{key} {size} is not a multiple of data.captions_per_image {captions}")
     schedule = getattr(recipe.model, "mode_schedule", "single")
+    if schedule not in ("single", "two") and batch.micro_pairs is None:
+        out.append("batch.contrastive_pairs is about objectives.itc; set batch.micro_pairs in its place")
     if schedule not in ("single", "two") and size % 2:
         out.append(
             f"model.mode_schedule = {schedule!r} reads every second pair of a micro-batch in one stream, in "

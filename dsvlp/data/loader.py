@@ -104,8 +104,8 @@ class Loader:
         self._global = recipe.batch.global_pairs // captions
         self._weights = [source.weight for source in data.train if self._training] or [1.0]
         assert len(self._weights) == len(datasets), "one data set a source, one alone in evaluation"
-        tasks = ("caption",) if recipe.objectives.qa is None else ("caption", "question")
-        self._stream = Stream(datasets, self._weights, captions, data.open_shards, self._seed, tasks)
+        self._tasks = ("caption",) if recipe.objectives.qa is None else ("caption", "question")
+        self._stream = Stream(datasets, self._weights, captions, data.open_shards, self._seed, self._tasks)
         self._groups = sum(self._stream.groups_an_epoch)
         if pairs and not self._training:
             self._groups = min(self._groups, -(-pairs // captions))
@@ -208,7 +208,7 @@ class Loader:
         """Goes on where the loader that gave `state` stood.
 
         Raises:
-            DataError: names what differs: seed, batch, sources, weights or tokenizer.
+            DataError: names what differs: seed, batch, order, sources, weights or tokenizer.
         """
         mine = self._identity()
         if state.get("decoder") != self._decoder_name and self._rank == 0:
@@ -230,7 +230,6 @@ class Loader:
         self._first_step, self._taken = int(state["steps"]), 0
 
     def _identity(self) -> dict[str, Any]:
-        features = [dataset.features.manifest.digest for dataset in self._datasets if dataset.features]
         return {
             "seed": self._seed,
             "global_pairs": self._recipe.batch.global_pairs,
@@ -239,8 +238,9 @@ class Loader:
             "sources": [dataset.manifest.to_json()["digest"] for dataset in self._datasets],
             "weights": self._weights,
             "tokenizer": self._tokenizer.fingerprint,
-            **({"bucket_window": self._dealer.window} if self._dealer.by_aspect else {}),
-            **({"features": features} if features else {}),
+            "tasks": list(self._tasks),
+            "bucket_window": self._dealer.window,
+            "features": [dataset.features.manifest.digest for dataset in self._datasets if dataset.features],
         }
 
     def _start(self) -> Prefetcher[_Made]:

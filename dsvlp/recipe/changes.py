@@ -27,6 +27,8 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[str], list[s
     """Returns the differences of two resolved recipes as (free, binding), one line each."""
     lines = config.differences(old, new)
     free = [line for line in lines if line.startswith(FREE)]
-    if new["objectives"].get("itc"):  # the micro-batch is what a pair is contrasted with
+    contrasted = new["objectives"].get("itc")  # with the pairs of its micro-batch
+    normalised = new["model"].get("image", {}).get("batch_norm") == "train"  # by its micro-batch
+    if contrasted or normalised:
         free = [line for line in free if not line.startswith("batch.micro_pairs")]
     return free, [line for line in lines if line not in free]

@@ -85,7 +85,8 @@ class Backbone:
         for places in alike(sizes):
             images = torch.cat([self._resized(pictures[place], sizes[place]) for place in places])
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
-                yield places, self._cnn(images)
+                maps = self._cnn(images)
+            yield places, maps
 
     def _resized(self, picture: Tensor, size: tuple[int, int]) -> Tensor:
         """Returns a picture as the CNN's input, float32 [1, 3, h, w]."""

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from dsvlp.data.dataset import Dataset
 from dsvlp.data.features import writer
-from dsvlp.data.features.manifest import FeatureManifest
+from dsvlp.data.features.manifest import SUFFIX, FeatureManifest
 from dsvlp.data.features.rows import RegionSource
 from dsvlp.errors import DataError, RunError
 from dsvlp.regions.backbone import Backbone, Sizes
@@ -110,6 +110,8 @@ def make_features(path: Path, out: Path, settings: Settings, crew: Crew, options
         RunError: memory or disk are too small.
     """
     dataset = Dataset.open(path, "quick")
+    if out.suffix != SUFFIX:
+        raise DataError(f"{out} is no name of region features", f"X{SUFFIX}", f"Set --out {out}{SUFFIX}")
     if out.exists() and not options.force:
         raise DataError(f"{out} exists", "a new name", "Choose another --out, or replace it with --force")
     parts = Parts(out, spans(dataset))

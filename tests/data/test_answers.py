@@ -61,13 +61,23 @@ def take(made: Loader, count: int) -> list[Batch]:
 
 
 def test_a_table_has_the_frequent_answers_first_and_keeps_the_empty_one():
-    questions = [[("b", 1.0), ("", 0.3)], [("b", 0.6), ("b", 0.3)], [("a", 1.0), ("", 1.0)], [(" b", 1.0)]]
-    assert AnswerRule(least=1).table(questions).names == ("", "b", " b", "a")
+    questions = [
+        [("", 1.0), ("b", 0.3)],
+        [("b", 0.6)],
+        [("", 1.0)],
+        [("b", 1.0)],
+        [("", 0.9)],
+        [(" b", 1.0)],
+        [],
+    ]
+    assert AnswerRule(least=1).table(questions).names == ("", "b", " b")
     assert AnswerRule(least=2).table(questions).names == ("", "b")
+    aside = [[("b", 1.0), ("a", 0.3)]] * 2  # what one of ten people said is no class
+    assert AnswerRule(least=2).table(aside).names == ("b",)
     given = table_of(["x"])
     assert AnswerRule(given, least=99).table(questions) is given
-    with pytest.raises(DataError, match=r"none of 4 different answers is given to 3 questions.*answer-count"):
-        AnswerRule(least=3).table(questions)
+    with pytest.raises(DataError, match=r"none of 3 different answers is given to 4 questions.*answer-count"):
+        AnswerRule(least=4).table(questions)
 
 
 def test_the_table_lies_beside_the_data_and_pruned_answers_are_counted(dataset: Dataset):

@@ -46,7 +46,7 @@ def rows(recipe_: recipe.Recipe, *ranks: Measured) -> dict[str, list[float]]:
 def test_real_steps_are_measured_written_and_compared_with_themselves(tmp_path):
     saved = tmp_path / "saved.json"
     command = [sys.executable, "-m", "dsvlp", "bench", "step", "tiny_svl", *TINY, "--nproc", "1"]
-    lengths = ["--steps", "2", "--warmup", "1", "--repeats", "3", "--parts"]
+    lengths = ["--steps", "2", "--warmup", "1", "--repeats", "9", "--parts"]
     done = subprocess.run(
         [*command, *lengths, "--json", str(saved)],
         env=environment(tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache")),
@@ -60,7 +60,7 @@ def test_real_steps_are_measured_written_and_compared_with_themselves(tmp_path):
     found = {figure["name"]: figure for figure in result["figures"]}
     parts = ("data wait", "prepare", "forward", "backward", "optimizer step", "other")
     whole = found["whole step"]["values"]
-    assert len(whole) == 3
+    assert len(whole) == 9
     for index, wall in enumerate(whole):
         assert sum(found[part]["values"][index] for part in parts) == pytest.approx(wall)
     for part in ("prepare", "forward", "backward", "optimizer step"):
