@@ -169,8 +169,13 @@ def problems(recipe: Recipe) -> list[str]:
 def notes(recipe: Recipe) -> list[str]:
     """Returns what a recipe asks for in vain though nothing is wrong with it: one sentence each."""
     model = recipe.model
-    if model.system != "pixelbert" or model.pixels <= model.most_cells:
+    if model.system != "pixelbert" or model.pixels <= model.cells:
         return []
+    if model.pixels <= model.most_cells:
+        return [
+            f"model.pixels = {model.pixels}, but a square image has {model.cells} cells at model.image_size "
+            f"{model.image_size}: those near it keep all of theirs"
+        ]
     return [
         f"model.pixels = {model.pixels}, but no image has more than {model.most_cells} cells at "
         f"model.image_size {model.image_size}: each keeps all of its own"

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -154,8 +155,10 @@ def run(member: Member, folder: Path, pairs: int = 0) -> dict[str, Any]:
         options = [] if member.finetuning is None else ["--no-retrieval"]
         scores = _trained(before, member.recipe, member.pretraining, [*options, "--pairs", str(pairs)])
     if member.finetuning is not None and member.pretraining is not None:
-        export = folder / "export"  # a folder that stands is complete
-        _step(export, "export", str(before), "--out", str(export))
+        export, exported = folder / "export", folder / "exported"
+        if not exported.exists():
+            shutil.rmtree(export, ignore_errors=True)  # of a kill between the two
+        _step(exported, "export", str(before), "--out", str(export))
         start = (f"start={export}",)
     if member.finetuning is not None:
         tuned = _trained(after, member.recipe, (*member.finetuning, *start), ["--pairs", str(pairs)])
@@ -175,9 +178,16 @@ def _step(mark: Path, verb: str, *arguments: str) -> None:
     """Runs one dsvlp verb unless its mark says that it was done; a killed one is run again.
 
     Raises:
-        RunError: it failed; with the end of what it said.
+        RunError: it failed, with the end of what it said; or it was done with other arguments.
     """
+    done = " ".join((verb, *arguments))
     if mark.exists():
+        if mark.read_text() != done:
+            raise RunError(
+                f"{mark} was made by {mark.read_text()!r}",
+                repr(done),
+                "Choose another --out, or remove this one",
+            )
         return
     mark.parent.mkdir(parents=True, exist_ok=True)
     path, command = mark.with_suffix(".log"), [sys.executable, "-m", "dsvlp", verb, *arguments]
@@ -186,7 +196,7 @@ def _step(mark: Path, verb: str, *arguments: str) -> None:
     if code:
         end = " ".join(path.read_text().splitlines()[-3:])
         raise RunError(f"dsvlp {verb} ended with {code}: {end}", fix=f"See {path}, then run this again")
-    mark.touch()
+    mark.write_text(done)
 
 
 def figures(scores: dict[str, Any]) -> dict[str, float]:

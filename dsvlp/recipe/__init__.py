@@ -161,7 +161,9 @@ class Engine(Strict):
     )
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     compile: bool = Field(
-        False, description="torch.compile of the transformer blocks; minutes at the start, faster steps"
+        False,
+        description="torch.compile of the transformer blocks, minutes at the start; not of CNNs, nor of "
+        "SemVLP's layers with cross-attention",
     )
     max_skipped_steps: Positive = Field(10, description="non-finite steps in a row after which the run stops")
     watchdog_seconds: PositiveFloat = Field(1800.0, description="a step longer than this ends the process")

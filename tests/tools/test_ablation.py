@@ -86,7 +86,7 @@ def test_a_study_goes_on_where_it_was_interrupted(
     )
     broken = Fake("export")
     monkeypatch.setattr(subprocess, "run", broken)
-    with pytest.raises(RunError, match=r"dsvlp export ended with 2.*export\.log"):
+    with pytest.raises(RunError, match=r"dsvlp export ended with 2.*exported\.log"):
         ablation.run(member, tmp_path / "m")
     assert broken.ran == ["train m/pretrained", "evaluate m/pretrained", "export m/pretrained"]
     again = Fake()
@@ -138,3 +138,6 @@ def test_two_steps_of_a_study_run_to_their_table(
     assert result["results"]["both, 18 at random"][0].keys() >= {"TR R@1", "MLM loss before fine-tuning"}
     assert (tmp_path / "curves.png").stat().st_size > 1000
     assert "| nothing |" in (tmp_path / "table.md").read_text()
+    ablation.main([*words, "--pairs", "32", *small])  # finished: nothing is made again
+    with pytest.raises(RunError, match="was made by"):
+        ablation.main([*words, "--pairs", "16", *small])
