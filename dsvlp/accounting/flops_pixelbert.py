@@ -48,6 +48,8 @@ def pixelbert(model: PixelBERTModel, text_n: float, runs: Runs) -> dict[str, Cos
     pixels = linear(channels, d, n) + Cost(d)  # the semantic vector
     if model.positions == "learned":
         pixels += 2 * table(model.cells_of_longest_side, d)  # of lines and of columns
+    if model.norm_pixels:
+        pixels += norm(d)
     layers = model.text.layers * block(d, model.text.feed_forward, text_n + sampled(model))
     return {
         "image tower": (trunk + pixels).run(runs.images),

@@ -25,9 +25,10 @@ def pixelbert(model: PixelBERTModel, text_n: float, rule: Rule, runs: Runs, pair
 
 
 def projection(model: PixelBERTModel, rule: Rule) -> Part:
-    """Returns the 2x2 pool and the 1x1 convolution for one image: the pooled map, and where it comes from."""
+    """Returns pool, 1x1 convolution and norm for one image: the pooled map, where it comes from, the tokens."""
     _, channels = cnn.trunk(model.image.name, picture(model))
-    return Part((rule.product + kept_cnn.PLACE) * channels * cells(model))
+    norm = rule.norm(cells(model), model.text.width) if model.norm_pixels else 0.0
+    return Part((rule.product + kept_cnn.PLACE) * channels * cells(model) + norm)
 
 
 def words(tower: BERT, n: float, rule: Rule) -> Part:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsvlp.layers.attention import initial_deviation, initialise
+from dsvlp.layers.attention import NORM_EPS, initial_deviation, initialise
 from dsvlp.layers.positions import grid_positions
 from dsvlp.layers.recompute import Mode
 from dsvlp.models.bert import BERTTower
@@ -29,7 +29,7 @@ from dsvlp.types import Encoded, States
 class PixelTower(nn.Module):
     """The trunk, a 2x2 max-pool, a projection, one semantic vector that says "pixel" (P2, P4).
 
-    No position is added in the paper; BERT sees a set of pixels. Kin add one (P4a).
+    No position is added in the paper, and no LayerNorm: BERT sees a set of pixels. Kin add both (P4a, P4b).
 
     Attributes:
         stride: pixels of a side of a token's cell.
@@ -44,12 +44,13 @@ class PixelTower(nn.Module):
         self.project = nn.Conv2d(self.trunk.width, width, 1)
         self.semantic = nn.Parameter(torch.empty(width).normal_(std=initial_deviation(width)))
         self.positions = grid_positions(table.positions, table.cells_of_longest_side, width)
+        self.norm = nn.LayerNorm(width, NORM_EPS) if table.norm_pixels else nn.Identity()
         initialise(self.project, width)
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns pixels [I, h, w, D] of images [I, 3, H, W]; cells that H or W cut are left out (P3)."""
         grid = self.project(F.max_pool2d(self.trunk(images), 2))  # [I, D, h, w]
-        tokens = self.positions(grid) + self.semantic  # [I, N, D]
+        tokens = self.norm(self.positions(grid) + self.semantic)  # [I, N, D]
         return tokens.unflatten(1, grid.shape[2:])
 
 

@@ -43,6 +43,9 @@ class PixelBERTModel(Strict):
     positions: Literal["none", "sine", "learned"] = Field(
         "none", description="of pixels; the paper has none, its kin add one (P4a)"
     )
+    norm_pixels: bool = Field(
+        False, description="LayerNorm on pixels before the Transformer, as on words; the paper has none (P4b)"
+    )
     pretrained: bool = Field(False, description="start from the CNN's and BERT's published `weights`")
 
     @property

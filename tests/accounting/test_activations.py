@@ -36,7 +36,12 @@ VARIANTS = {
         "data.captions_per_image=1",
         "model.text.dropout=0.1",
     ),
-    "pixelbert, 4:3": ("tiny_pixelbert", "model.image_size=96", "model.longest_side=160"),
+    "pixelbert, 4:3": (
+        "tiny_pixelbert",
+        "model.image_size=96",
+        "model.longest_side=160",
+        "model.norm_pixels=true",
+    ),
     "pixelbert, a CNN without a formula": ("tiny_pixelbert", 'model.image.name="test_convnext"'),
     "semvlp": ("tiny_semvlp", "objectives.qa={}"),
     "semvlp, single": ("tiny_semvlp", "model.mode_schedule=single", "model.text.dropout=0.1"),

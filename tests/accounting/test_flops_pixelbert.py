@@ -27,7 +27,7 @@ VARIANTS = {
     "more pixels than there are": ("model.pixels=50",),
     "4:3": ASPECT,
     "lines and columns": ("model.positions=learned",),
-    "sines": ("model.positions=sine",),
+    "sines, normed": ("model.positions=sine", "model.norm_pixels=true"),
     "bottlenecks in groups": ("model.image.name=resnext50_32x4d",),
     "deep stem": ("model.image.name=resnet10t",),
     "no matching": ("objectives.itm=false",),

@@ -162,6 +162,15 @@ def test_the_semantic_vector_is_added_to_every_pixel_and_to_no_word() -> None:
     assert torch.equal(after[1], before[1])
 
 
+def test_pixels_are_normed_where_the_recipe_says_so() -> None:
+    images = torch.randn(2, 3, 128, 128)
+    tokens = tiny("model.norm_pixels=true").eval().encode_image(images).tokens
+    torch.testing.assert_close(tokens.mean(-1), torch.zeros(2, 4), rtol=0, atol=1e-5)
+    torch.testing.assert_close(tokens.std(-1, correction=0), torch.ones(2, 4))
+    names = {name for name, _ in tiny().named_parameters()}
+    assert not any(name.startswith("image.norm") for name in names), "the paper has none (P4b)"
+
+
 def fused(model: PixelBERT, pixels: States) -> tuple[Tensor, Tensor]:
     """Returns the joint feature and the words' states with made-up texts."""
     batch = make_batch(pairs=len(pixels.tokens), partners=False)
