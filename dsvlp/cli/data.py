@@ -34,74 +34,55 @@ def write() -> None:
     """Write a data set X.beton from raw files. After an interruption the same command goes on."""
 
 
+_WRITING = (  # called as the fields of `writer.Options`
+    click.Option(
+        ["--processes"],
+        type=COUNT,
+        default=2,
+        show_default=True,
+        help="Workers that check and encode images.",
+    ),
+    click.Option(
+        ["--rows-per-shard"], type=COUNT, default=1_000_000, show_default=True, help="Images of a file."
+    ),
+    click.Option(
+        ["--max-missing"],
+        type=click.FloatRange(0, 1),
+        default=0.01,
+        show_default=True,
+        help="Share of images that may be absent or broken.",
+    ),
+    click.Option(
+        ["--max-pixels"], type=COUNT, default=1 << 26, show_default=True, help="Most pixels of an image."
+    ),
+    click.Option(["--force"], is_flag=True, help="Replace a data set of this name."),
+    click.Option(
+        ["--answers"], type=FILE, help="The answer table: a JSON list, or a data set that shares its own."
+    ),
+    click.Option(
+        ["--answer-count"],
+        type=COUNT,
+        default=9,
+        show_default=True,
+        help="Without --answers: questions that must give an answer for it to be a class.",
+    ),
+)
+
+
 def _writing(function: Callable[..., Reader]) -> Callable[..., None]:
     """Gives a reader's command the options of all writing, and writes what it reads."""
 
-    def run(
-        out: Path,
-        processes: int,
-        rows_per_shard: int,
-        max_missing: float,
-        max_pixels: int,
-        force: bool,
-        answers: Path | None,
-        answer_count: int,
-        **options: Any,
-    ) -> None:
+    def run(out: Path, **options: Any) -> None:
         from dsvlp.data.writer import Options
         from dsvlp.data.writer import write as write_data
 
-        settings = Options(
-            processes,
-            rows_per_shard,
-            max_missing,
-            max_pixels,
-            force,
-            answers=answers,
-            answer_count=answer_count,
-        )
-        _summary(out, write_data(function(**options), out, settings))
+        settings = {str(option.name): options.pop(str(option.name)) for option in _WRITING}
+        _summary(out, write_data(function(**options), out, Options(**settings)))
 
-    run.__doc__ = function.__doc__
-    decorators = [
-        click.option("--out", type=FILE, required=True, help="The data set to write, X.beton."),
-        click.option(
-            "--processes",
-            type=COUNT,
-            default=2,
-            show_default=True,
-            help="Workers that check and encode images.",
-        ),
-        click.option(
-            "--rows-per-shard", type=COUNT, default=1_000_000, show_default=True, help="Images of a file."
-        ),
-        click.option(
-            "--max-missing",
-            type=click.FloatRange(0, 1),
-            default=0.01,
-            show_default=True,
-            help="Share of images that may be absent or broken.",
-        ),
-        click.option(
-            "--max-pixels", type=COUNT, default=1 << 26, show_default=True, help="Most pixels of an image."
-        ),
-        click.option("--force", is_flag=True, help="Replace a data set of this name."),
-        click.option(
-            "--answers", type=FILE, help="The answer table: a JSON list, or a data set that shares its own."
-        ),
-        click.option(
-            "--answer-count",
-            type=COUNT,
-            default=9,
-            show_default=True,
-            help="Without --answers: questions that must give an answer for it to be a class.",
-        ),
-    ]
-    for decorate in reversed(decorators):
-        run = decorate(run)
-    own = getattr(function, "__click_params__", [])  # click keeps options there until a command is made
-    run.__click_params__ = own + run.__click_params__  # type: ignore[attr-defined]
-    run.__name__ = function.__name__
+    run.__doc__, run.__name__ = function.__doc__, function.__name__
+    target = click.Option(["--out"], type=FILE, required=True, help="The data set to write, X.beton.")
+    own = getattr(function, "__click_params__", [])  # click keeps options there, the last one first
+    run.__click_params__ = [*own, *reversed((target, *_WRITING))]  # type: ignore[attr-defined]
     return run
 
 
@@ -115,6 +96,8 @@ def _summary(out: Path, manifest: Manifest) -> None:
     )
     if (answers := table_beside(out, manifest)) is not None:
         click.echo(f"answers: {len(answers.names)} classes, {', '.join(map(repr, answers.names[:5]))} first")
+        for line in manifest.outside.lines():
+            click.echo(f"         {line}")
     for name, tally in (("normalised", manifest.normalised), ("skipped", manifest.skipped)):
         lines = tally.lines() or ["nothing"]
         click.echo(f"{name}: " + "\n            ".join(lines))
@@ -161,7 +144,12 @@ def vqa(**options: Any) -> Reader:
 
 @write.command()
 @_writing
-@click.option("--questions", type=FILE, required=True, help="*_balanced_questions.json")
+@click.option(
+    "--questions",
+    type=FILE,
+    required=True,
+    help="*_balanced_questions.json, or a folder of a split in several.",
+)
 @click.option("--images", type=FILE, required=True, help="The folder of its pictures.")
 def gqa(**options: Any) -> Reader:
     """GQA: questions with one answer each."""
@@ -256,13 +244,11 @@ def synth(out: Path, images: int, seed: int, image_size: int, max_shapes: int, s
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def demo(recipe: str, overrides: tuple[str, ...]) -> None:
     """Make the synthetic data that RECIPE trains on where it names no files, and print where they lie."""
-    from dsvlp.data.opened import cache_folder
-    from dsvlp.data.synthetic import ensure_world
+    from dsvlp.data.opened import cache_folder, synthetic_places
     from dsvlp.recipe import load
 
-    shown = load(recipe, overrides)
-    for path in ensure_world(shown.data.synthetic, cache_folder(), shown.objectives.qa is not None):
-        click.echo(str(path))
+    for path, regions in synthetic_places(load(recipe, overrides), cache_folder()):
+        click.echo(" ".join(str(place) for place in (path, regions) if place is not None))
 
 
 @command.command()

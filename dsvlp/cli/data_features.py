@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from dsvlp.data.features.manifest import FeatureManifest
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 FILE = click.Path(path_type=Path)
 COUNT = click.IntRange(min=1)
 _COUNTED, _SHOWN = 10_000, 12
+_OF_MAKING = ("backbone", "weights", "shorter", "longer", "batch", "workers", "processes")
+_OF_READING = ("classes", "max_missing")
 
 
 @click.command()
@@ -26,9 +29,11 @@ _COUNTED, _SHOWN = 10_000, 12
 )
 @click.option(
     "--from",
-    "source",
+    "sources",
     type=(click.Choice(["tsv", "folder"]), FILE),
-    help="Or everything from LXMERT's tsv, or from a folder of npy or safetensors files.",
+    multiple=True,
+    help="Or everything from LXMERT's tsv (of several files: repeat it), or from a folder of npy or "
+    "safetensors files.",
 )
 @click.option("--classes", type=FILE, help="With --from: the classes' names, one a line.")
 @click.option("--backbone", default="resnet101", show_default=True, help="A CNN of timm, of stride 32.")
@@ -56,12 +61,14 @@ _COUNTED, _SHOWN = 10_000, 12
     help="With --from: share of images that may have no regions.",
 )
 @click.option("--force", is_flag=True, help="Replace features of this name.")
+@click.pass_context
 def command(
+    ctx: click.Context,
     path: Path,
     out: Path,
     detector: str | None,
     boxes: Literal["given", "grid"] | None,
-    source: tuple[str, Path] | None,
+    sources: tuple[tuple[str, Path], ...],
     classes: Path | None,
     backbone: str,
     weights: str | None,
@@ -79,17 +86,21 @@ def command(
 
     Under srun or torchrun each rank makes its share; the last to finish joins all.
     """
-    if sum(given is not None for given in (detector, boxes, source)) != 1:
+    given = [
+        option
+        for option, value in (("--detector", detector), ("--boxes", boxes), ("--from", sources))
+        if value
+    ]
+    if len(given) != 1:
         raise click.UsageError("give one of --detector, --boxes and --from")
-    if classes is not None and source is None:
-        raise click.UsageError("--classes goes with --from; a detector and a data set bring their own")
+    _refuse_ignored(ctx, given[0])
     from dsvlp.data.features.writer import Options
 
     options = Options(
         objects=objects, dtype="int8" if int8 else "float16", max_missing=max_missing, force=force
     )
-    if source is not None:
-        manifest = _read(path, out, *source, classes, options)
+    if sources:
+        manifest = _read(path, out, sources, classes, options)
     else:
         from dsvlp.regions.backbone import Sizes
         from dsvlp.regions.work import Crew, Settings, make_features
@@ -110,17 +121,32 @@ def command(
     _summary(path, out, manifest)
 
 
+def _refuse_ignored(ctx: click.Context, given: str) -> None:
+    """Raises `UsageError` for an option that nothing would read."""
+    ignored, others = (_OF_MAKING, "--detector and --boxes") if given == "--from" else (_OF_READING, "--from")
+    for name in ignored:
+        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            option = f"--{name.replace('_', '-')}"
+            raise click.UsageError(
+                f"{option} goes with {others}, and does nothing with {given}: leave it out"
+            )
+
+
 def _read(
-    path: Path, out: Path, kind: str, source: Path, classes: Path | None, options: Options
+    path: Path, out: Path, sources: tuple[tuple[str, Path], ...], classes: Path | None, options: Options
 ) -> FeatureManifest:
     from dsvlp.data.dataset import Dataset
     from dsvlp.data.features.folder import read_folder
     from dsvlp.data.features.tsv import read_tsv
     from dsvlp.data.features.writer import write
 
+    kinds, files = {kind for kind, _ in sources}, [file for _, file in sources]
+    if "folder" in kinds and len(sources) > 1:
+        raise click.UsageError("--from folder goes alone: --from tsv may be repeated, and not beside it")
     dataset = Dataset.open(path, "quick")
-    read = read_tsv if kind == "tsv" else read_folder
-    return write(read(source, dataset, classes), dataset, out, options)
+    if kinds == {"tsv"}:
+        return write(read_tsv(files, dataset, classes), dataset, out, options)
+    return write(read_folder(files[0], dataset, classes), dataset, out, options)
 
 
 def _ranks() -> tuple[int, int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 
 @click.command()
@@ -17,7 +18,9 @@ import click
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder of the overlays [default: attention-IMAGE]."
 )
+@click.pass_context
 def command(
+    ctx: click.Context,
     folder: Path,
     image: Path | None,
     data: Path | None,
@@ -34,10 +37,22 @@ def command(
     """
     from dsvlp.data.dataset import Dataset  # imports torch: only when called
     from dsvlp.predict import load, overlay
+    from dsvlp.recipe import reads_objects
 
     if (image is None) == (data is None):
         raise click.UsageError("give one of --image FILE and --data X.beton")
+    for option, partner in (("row", "data"), ("features", "data"), ("out", "image")):
+        other = "image" if partner == "data" else "data"
+        if ctx.params[other] is not None and ctx.get_parameter_source(option) is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{option} goes with --{partner}, and does nothing with --{other}")
     model = load(folder)
+    system = model.trained.recipe.model.system
+    if features is not None and not reads_objects(model.trained.recipe):
+        raise click.UsageError(f"--features goes with a system of objects; {folder} is of {system}")
+    if out is not None and not model.shows_words:
+        raise click.UsageError(
+            f"--out goes with a system whose words look at places; {folder} is of {system}"
+        )
     if data is not None:
         images = model.encode_rows(Dataset.open(data, "quick", features), [row] * len(text))
     elif image is not None:

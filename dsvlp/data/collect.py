@@ -20,6 +20,8 @@ from dsvlp.errors import DataError
 from dsvlp.types import ImageSource, Sample
 
 MAX_TEXT = 4096  # characters
+NO_CLASS = "answer outside the answer table"
+ALL_OUTSIDE = "question with every answer outside the answer table"
 
 
 def text_problem(text: str) -> str:
@@ -50,10 +52,11 @@ class Collector:
     Attributes:
         images: how many images have appeared.
         skipped: samples left out, by reason.
+        outside: answers, and questions by all of theirs, that are in no class; these stay.
     """
 
     def __init__(self, folder: Path, rule: AnswerRule) -> None:
-        self.skipped = Tally()
+        self.skipped, self.outside = Tally(), Tally()
         self._folder, self._rule = folder, rule
         self._numbers: dict[str, tuple[int, int]] = {}  # id -> image number, hash of its place
         self._tasks, self._labels = array("B"), array("i")
@@ -159,14 +162,17 @@ class Collector:
         return names
 
     def _write_answer_table(self, folder: Path, kept: np.ndarray) -> None:
-        """Writes the answer table; answers that are not in it are counted."""
+        """Writes the answer table; what has no place in it is counted."""
         told = [json.loads(self._answers[number]) for number in kept.tolist() if number in self._answers]
         table = self._rule.table(told)
         answers.write_table(folder, table)
         known = set(table.names)
-        for answer in (answer for question in told for answer, _ in question):
-            if answer not in known:
-                self.skipped.add("answer outside the answer table", repr(answer))
+        for question in told:
+            strange = [repr(answer) for answer, _ in question if answer not in known]
+            for answer in strange:
+                self.outside.add(NO_CLASS, answer)
+            if len(strange) == len(question):
+                self.outside.add(ALL_OUTSIDE, " or ".join(strange))
 
     def _phrase_rows(self, text_of: np.ndarray, row_of: np.ndarray) -> Iterator[bytes]:
         for id, (number, _) in self._numbers.items():

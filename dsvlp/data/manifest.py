@@ -75,6 +75,7 @@ class Manifest:
         segmentation, boxes: the label tables of maps and boxes.
         normalised, skipped: what was re-encoded and what was left out, by reason.
         files: every other file, by name.
+        outside: what has no place in the answer table, by reason: no damage, and not left out.
     """
 
     reader: str
@@ -92,6 +93,7 @@ class Manifest:
     normalised: Tally
     skipped: Tally
     files: dict[str, FileRecord]
+    outside: Tally = field(default_factory=Tally)
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -99,8 +101,10 @@ class Manifest:
         value = {f.name: getattr(self, f.name) for f in fields(self)}
         for name in ("segmentation", "boxes"):
             value[name] = value[name].to_json() if value[name] is not None else None
-        for name in ("normalised", "skipped"):
+        for name in ("normalised", "skipped", "outside"):
             value[name] = asdict(value[name])
+        if not self.outside.counts:  # as in data sets written before it was counted, whose digest stays
+            del value["outside"]
         value["files"] = {name: asdict(record) for name, record in sorted(self.files.items())}
         value = json.loads(json.dumps(value))  # tuples become lists, as they will when read back
         return {**value, "digest": digest(value)}
@@ -111,8 +115,8 @@ class Manifest:
         value = {key: item for key, item in value.items() if key != "digest"}
         for name in ("segmentation", "boxes"):
             value[name] = LabelTable.from_json(value[name]) if value[name] is not None else None
-        for name in ("normalised", "skipped"):
-            value[name] = Tally(**value[name])
+        for name in ("normalised", "skipped", "outside"):
+            value[name] = Tally(**value.get(name, {}))
         for name in ("shard_rows", "row_fields", "tables"):
             value[name] = tuple(value[name])
         value["files"] = {

@@ -101,21 +101,29 @@ def open_data(recipe: Recipe, cache: Path | None = None) -> Data:
     return Data(recipe, train, datasets, checked, tokenizer, facts(datasets, tokenizer), fetcher)
 
 
-_Place = tuple[str | Path, str | Path | None]  # a data set, its region features
+Place = tuple[str | Path, str | Path | None]  # a data set, its region features
 
 
-def _places(recipe: Recipe, cache: Path) -> tuple[list[_Place], _Place | None]:
+def _places(recipe: Recipe, cache: Path) -> tuple[list[Place], Place | None]:
     """Returns where the training sources lie, and the validation data; the synthetic world's are made."""
     data = recipe.data
     held_out = (data.validation, data.validation_features) if data.validation is not None else None
     if data.train:
         return [(source.path, source.features) for source in data.train], held_out
-    made = ensure_world(data.synthetic, cache, recipe.objectives.qa is not None)
-    places: list[_Place] = [(path, None) for path in made]
-    if isinstance(recipe.model, SemVLPModel):
-        shape = (recipe.model.objects, recipe.model.feature_width)
-        places = [(path, ensure_objects(data.synthetic, path, *shape)) for path in made]
+    places = synthetic_places(recipe, cache)
     return places[:1], held_out or places[1]
+
+
+def synthetic_places(recipe: Recipe, cache: Path) -> list[Place]:
+    """Returns where the synthetic world's training and held-out data lie, made if they are not there.
+
+    With questions where the recipe trains on answers, with region features where its model reads them.
+    """
+    made = ensure_world(recipe.data.synthetic, cache, recipe.objectives.qa is not None)
+    if not isinstance(recipe.model, SemVLPModel):
+        return [(path, None) for path in made]
+    shape = (recipe.model.objects, recipe.model.feature_width)
+    return [(path, ensure_objects(recipe.data.synthetic, path, *shape)) for path in made]
 
 
 def _open(path: str | Path, features: str | Path | None) -> Dataset:

@@ -100,6 +100,8 @@ class Workplace:
             self.out.rename(self._old)
         self.folder.rename(self.out)
         _sync_folder(self.out.parent)
+        if self._lock is not None:
+            self._lock.close()  # NFS keeps a folder while a file in it is open
         shutil.rmtree(self.out / "work")
         shutil.rmtree(self._old, ignore_errors=True)
 

@@ -143,6 +143,7 @@ def _write(reader: Reader, place: Workplace, options: Options, rule: AnswerRule)
         boxes=reader.tables.boxes if layout.boxed else None,
         normalised=layout.normalised,
         skipped=layout.skipped,
+        outside=collector.outside,
         files=_records(place.folder),
     ).save(place.folder)
 

@@ -62,7 +62,11 @@ def read(folder: Path) -> tuple[Trained, Tokenizer]:
     except (OSError, ValueError) as error:
         raise damaged(folder, error) from error
     if tokenizer.fingerprint != exported.tokenizer:
-        raise CheckpointError(f"{folder / TOKENIZER} is not the tokenizer that was exported")
+        raise CheckpointError(
+            f"{folder / TOKENIZER} is not the tokenizer that was exported",
+            f"the fingerprint {exported.tokenizer}",
+            "Export the run again",
+        )
     # The towers' published weights are not fetched: trained ones come next.
     recipe, facts = exported.recipe, exported.facts
     bare = recipe.model.model_copy(update={"pretrained": False})

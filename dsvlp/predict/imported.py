@@ -82,6 +82,7 @@ def fiber_table(recipe: Recipe) -> FIBERModel:
         raise RunError(
             f"model.system = {recipe.model.system!r} has no official FIBER form",
             "a system with model.system = 'fiber'",
+            "Choose a recipe of FIBER's, or export in dsvlp's own format",
         )
     return recipe.model
 
@@ -107,6 +108,7 @@ def _check_variant(state: dict[str, Tensor], path: Path) -> None:
         raise CheckpointError(
             f"{path} is no FIBER: it holds {', '.join(sorted(state)[:3]) or 'nothing'}",
             "names like 'vit_model.layers.0...' and 'text_transformer...'",
+            "Check the path",
         )
 
 

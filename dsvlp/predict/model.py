@@ -98,7 +98,11 @@ class Predictor:
         numbers = np.array(rows, np.int64)
         outside = numbers[(numbers < 0) | (numbers >= dataset.images)]
         if len(outside):
-            raise DataError(f"{dataset.path} has no row {outside[0]}", f"0 to {dataset.images - 1}")
+            raise DataError(
+                f"{dataset.path} has no row {outside[0]}",
+                f"0 to {dataset.images - 1}",
+                "Choose one of these: `dsvlp data show` draws them",
+            )
         if not reads_objects(self.trained.recipe):
             return self.encode_image([stored.jpeg for stored in check.rows(dataset, numbers)])
         check_features(self.trained.recipe, dataset)
@@ -120,7 +124,9 @@ class Predictor:
         """
         if self.trained.recipe.objectives.itm is None:
             raise RunError(
-                "this system was trained without objectives.itm and cannot match", "a system with ITM"
+                "this system was trained without objectives.itm and cannot match",
+                "a system with ITM",
+                "Use `similarity` where it has objectives.itc, or train one with objectives.itm=true",
             )
         _, logits = cast(tuple[Encoded, Tensor], self._system(MatchRequest(images, texts)))
         return torch.sigmoid(logits)
@@ -134,7 +140,9 @@ class Predictor:
         """
         if self.trained.recipe.objectives.itc is None:
             raise RunError(
-                "this system was trained without objectives.itc and cannot compare", "a system with ITC"
+                "this system was trained without objectives.itc and cannot compare",
+                "a system with ITC",
+                "Use `score` where it has objectives.itm, or train one with objectives.itc=true",
             )
         image, text = cast(tuple[Tensor, Tensor], self._system(EmbedRequest(images, texts)))
         return (image * text).sum(1)
@@ -159,6 +167,7 @@ class Predictor:
                 if recipe.visual_queries
                 else f"{recipe.system} has no attention from words to the places of a picture",
                 "a system with cross-attention whose image tokens are the grid",
+                "Use `score`, or train such a one: fiber, meter, or svl without visual queries",
             )
         assert not isinstance(recipe, SemVLPModel), "it has no cross-attention of words"
         weights = model.cross_attention(self.encode_image([image]), self.encode_text([text]))
@@ -240,7 +249,9 @@ def read_bytes(image: ImageFile) -> bytes:
     try:
         return Path(image).read_bytes()
     except OSError as error:
-        raise DataError(f"{image} cannot be read: {error.strerror}", "an image file") from error
+        raise DataError(
+            f"{image} cannot be read: {error.strerror}", "an image file", "Check the path"
+        ) from error
 
 
 def _picture(image: ImageFile, framing: Framing) -> Tensor:

@@ -54,7 +54,11 @@ def read(path: Path) -> dict[str, Tensor]:
         ) from error
     strange = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if strange:
-        raise CheckpointError(f"{path} holds {strange[0]!r} among its weights, which is no tensor")
+        raise CheckpointError(
+            f"{path} holds {strange[0]!r} among its weights, which is no tensor",
+            "a state dict of tensors",
+            "Save the model's `state_dict` alone",
+        )
     return state
 
 
@@ -66,7 +70,9 @@ def write(state: dict[str, Tensor], path: Path) -> None:
     """
     if path.suffix not in (".ckpt", ".safetensors"):
         raise RunError(
-            f"{path} ends in {path.suffix!r}", ".ckpt, as the official code reads, or .safetensors"
+            f"{path} ends in {path.suffix!r}",
+            ".ckpt, as the official code reads, or .safetensors",
+            "Choose another --out",
         )
     if path.exists():
         raise RunError(f"{path} exists already", "a new file", "Choose another --out, or delete it")
@@ -96,5 +102,7 @@ def _read_zip(path: Path) -> dict[str, Any]:
         payload = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if not isinstance(payload, dict) or not isinstance(payload.get("state_dict"), dict):
         found = sorted(map(str, payload))[:8] if isinstance(payload, dict) else type(payload).__name__
-        raise CheckpointError(f"{path} has no `state_dict`; it holds {found}", "a checkpoint of Lightning")
+        raise CheckpointError(
+            f"{path} has no `state_dict`; it holds {found}", "a checkpoint of Lightning", "Check the path"
+        )
     return dict(payload["state_dict"])

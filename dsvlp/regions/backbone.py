@@ -15,6 +15,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dsvlp.errors import DataError, RecipeError
 from dsvlp.models.cnn import CNN, STRIDE
@@ -51,7 +52,7 @@ class Backbone:
     Args:
         name: timm's.
         weights: timm checkpoint, by name or file; None: timm's own for the name; "random": drawn, always
-            the same, for trials without any.
+            the same, for trials without any; its BatchNorm normalises each picture by itself.
         sizes: of the pictures.
         device: where it computes.
 
@@ -67,11 +68,14 @@ class Backbone:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(_SEED)
                 cnn = CNN(Table(name=name))
-            if weights != RANDOM:
+            if weights == RANDOM:
+                _normalise_by_picture(cnn)
+            else:
                 load_cnn(cnn.body, weights or name)
         except RecipeError as error:  # it speaks of a recipe's keys
             found = error.found.removeprefix(f"model.image.name = {name!r}").removeprefix("model.image.")
             raise DataError(f"--backbone {name}: {found.lstrip(': ')}", error.expected, error.fix) from error
+        self._one_by_one = weights == RANDOM
         self._cnn = cnn.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._sizes, self._device, self.width = sizes, device, cnn.width
         config = timm.data.resolve_model_data_config(cnn.body)
@@ -82,7 +86,7 @@ class Backbone:
     def maps(self, pictures: Sequence[Tensor]) -> Iterator[tuple[list[int], Tensor]]:
         """Yields (places, their maps [I, C, h, w]) of pictures uint8 [3, H, W] on the device."""
         sizes = [self._sizes.of(picture.shape[1], picture.shape[2]) for picture in pictures]
-        for places in alike(sizes):
+        for places in [[place] for place in range(len(sizes))] if self._one_by_one else alike(sizes):
             images = torch.cat([self._resized(pictures[place], sizes[place]) for place in places])
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
                 maps = self._cnn(images)
@@ -94,3 +98,14 @@ class Backbone:
             picture[None].float(), size, mode="bilinear", antialias=True, align_corners=False
         )
         return resized * self._scale + self._shift
+
+
+def _normalise_by_picture(cnn: CNN) -> None:
+    """Prepares drawn weights: BatchNorm has no statistics yet, and timm starts residual branches at zero.
+
+    As they are, all pictures would have nearly the same features (cosine 0.8 for a ResNet-50), of size 0.03.
+    """
+    for part in cnn.modules():
+        if isinstance(part, _BatchNorm):
+            part.track_running_stats, part.running_mean, part.running_var = False, None, None
+            torch.nn.init.ones_(part.weight)

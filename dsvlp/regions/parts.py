@@ -2,7 +2,8 @@
 
 `.X.features.parts/` holds them as safetensors beside the arguments that they were made with. A part gets its
 name when all of it is on the disk: it is complete or absent, so that whoever is killed loses one part, and
-the same command goes on with the others.
+the same command goes on with the others. Whoever joins them renames the folder away in one step: to a process
+that comes later, a folder that has gone beside features that stand means that all is done.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -50,7 +51,7 @@ class Parts:
     """
 
     def __init__(self, out: Path, spans: Sequence[range]) -> None:
-        self.folder = out.with_name(f".{out.name}.parts")
+        self._out, self.folder = out, out.with_name(f".{out.name}.parts")
         self.spans = list(spans)
 
     def begin(self, arguments: dict[str, Any]) -> None:
@@ -64,7 +65,8 @@ class Parts:
         try:
             before = json.loads(path.read_bytes())
         except FileNotFoundError:
-            _write(path, json.dumps(mine).encode())
+            with suppress(FileNotFoundError):  # another process has joined the parts since `mkdir`
+                _write(path, json.dumps(mine).encode())
             return
         if before != mine:
             raise DataError(
@@ -84,9 +86,22 @@ class Parts:
         return LabelTable.from_json(value["table"]), value["width"]
 
     def missing(self) -> list[int]:
-        """Returns the numbers of the parts that are not made yet."""
-        there = {path.name for path in self.folder.glob("part-*.safetensors")}
-        return [number for number in range(len(self.spans)) if self._path(number).name not in there]
+        """Returns the numbers of the parts that are not made yet; none when another process has joined them.
+
+        Raises:
+            DataError: the folder has gone, and there are no features.
+        """
+        with suppress(FileNotFoundError):
+            there = set(os.listdir(self.folder))
+            if self.folder.is_dir():  # still: nobody has begun to remove what was listed
+                return [number for number in range(len(self.spans)) if self._path(number).name not in there]
+        if self._out.exists():
+            return []
+        raise DataError(
+            f"{self.folder} was removed while parts were made",
+            "the folder, until all parts are joined",
+            "Run the same command again: it starts anew",
+        )
 
     def rows_made(self) -> int:
         """Returns the rows of all parts that are made."""
@@ -124,19 +139,37 @@ class Parts:
                 yield _without(self._read(number), max(0, first - span.start))
 
     @contextmanager
-    def alone(self) -> Iterator[bool]:
-        """Gives True to one process at a time, False to others that come meanwhile."""
-        with (self.folder / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                yield False
-            else:
-                yield True
+    def joining(self) -> Iterator[bool]:
+        """Gives True to one process when all parts are there, False to others; then removes the parts.
+
+        They stay where the joining fails.
+        """
+        try:
+            lock = (self.folder / "lock").open("w")
+        except FileNotFoundError:  # another process has joined them
+            yield False
+            return
+        aside = None
+        with lock:
+            alone = _is_locked(lock) and self.folder.is_dir() and not self.missing()
+            yield alone
+            if alone:
+                aside = self._put_aside()
+        if aside is not None:  # only now, with the lock closed: NFS keeps a folder while a file in it is open
+            shutil.rmtree(aside, ignore_errors=True)
 
     def remove(self) -> None:
-        """Removes the folder with all parts."""
-        shutil.rmtree(self.folder)
+        """Removes the folder with all parts, if it is there."""
+        if (aside := self._put_aside()) is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _put_aside(self) -> Path | None:
+        """Renames the folder, so that nobody finds half of it; None where it has gone."""
+        aside = self.folder.with_name(f"{self.folder.name}.{uuid.uuid4().hex}")
+        try:
+            return self.folder.rename(aside)
+        except FileNotFoundError:
+            return None
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:08d}.safetensors"
@@ -149,6 +182,21 @@ class Parts:
             raise DataError(
                 f"{path} is damaged: {error}", fix="Remove it and run the same command again"
             ) from error
+
+
+def _is_locked(file: IO[str]) -> bool:
+    """Locks a file; returns False where another process holds it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise DataError(
+            f"{file.name} cannot be locked: {error}",
+            "a file system with locks",
+            "Choose --out on another one, or have it mounted with locks",
+        ) from error
+    return True
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -2,28 +2,35 @@
 
 Part n belongs to the worker n modulo their number, so that ranks need not know of each other: no process
 group, no waiting. Whoever finishes last finds all parts there and joins them; if someone was killed, the
-same command, with as many workers as one likes, goes on with the parts that are missing.
+same command, with as many workers as one likes, goes on with the parts that are missing. A rank that comes
+when all is done finds in the manifest that these are the features it was to make.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tqdm import tqdm
 
+from dsvlp.data import manifest as manifests
 from dsvlp.data.dataset import Dataset
+from dsvlp.data.features import manifest as feature_manifest
 from dsvlp.data.features import writer
-from dsvlp.data.features.manifest import SUFFIX, FeatureManifest
+from dsvlp.data.features.layout import row_bytes
+from dsvlp.data.features.manifest import SUFFIX, FeatureManifest, Kind
 from dsvlp.data.features.rows import RegionSource
 from dsvlp.errors import DataError, RunError
 from dsvlp.regions.backbone import Backbone, Sizes
+from dsvlp.regions.content import content_of
 from dsvlp.regions.detector import Detector
 from dsvlp.regions.extractor import Extractor
 from dsvlp.regions.members import run_members
@@ -52,6 +59,12 @@ class Settings:
     weights: str | None
     objects: int
     sizes: Sizes
+
+    def arguments(self, dataset: Dataset) -> dict[str, Any]:
+        """Returns everything that decides the features, as JSON; of local models also what they hold."""
+        contents = {"detector_sha256": content_of(self.detector), "weights_sha256": content_of(self.weights)}
+        local = {name: value for name, value in contents.items() if value is not None}
+        return {"dataset": dataset.manifest.to_json()["digest"], **asdict(self), **local}
 
 
 @dataclass(frozen=True)
@@ -92,7 +105,7 @@ class Outcome:
     """What one command did.
 
     Attributes:
-        manifest: of the features; None where other ranks still make parts, the last of whom joins all.
+        manifest: of the features; None where other ranks still make parts, or one of them joins all.
         images: that were made meanwhile, by all ranks.
         seconds: that it took to make them.
     """
@@ -112,67 +125,100 @@ def make_features(path: Path, out: Path, settings: Settings, crew: Crew, options
     dataset = Dataset.open(path, "quick")
     if out.suffix != SUFFIX:
         raise DataError(f"{out} is no name of region features", f"X{SUFFIX}", f"Set --out {out}{SUFFIX}")
+    job = _Job(dataset, out, settings.arguments(dataset), options)
     if out.exists() and not options.force:
-        raise DataError(f"{out} exists", "a new name", "Choose another --out, or replace it with --force")
+        if crew.world == 1 or (there := job.finished()) is None:
+            raise DataError(f"{out} exists", "a new name", "Choose another --out, or replace it with --force")
+        return Outcome(there, 0, 0.0)
     parts = Parts(out, spans(dataset))
-    parts.begin({"dataset": dataset.manifest.to_json()["digest"], **asdict(settings)})
+    parts.begin(job.arguments)
+    if not options.force and (there := job.finished()) is not None:  # since the look above
+        parts.remove()
+        return Outcome(there, 0, 0.0)
     before, began = parts.rows_made(), time.monotonic()
     shown = crew.progress and crew.rank == 0
     with tqdm(total=dataset.images, initial=before, unit=" images", disable=not shown) as bar:
-        for made in _making(path, parts, settings, crew):
+        for made in _making(_Work(path, parts, settings, crew, options.dtype)):
             bar.update(made - bar.n)
     images, seconds = parts.rows_made() - before, time.monotonic() - began
-    manifest = None if parts.missing() else _join(parts, dataset, out, settings, options)
+    manifest = None if parts.missing() else _join(parts, job, settings)
     return Outcome(manifest, images, seconds)
 
 
-def _join(
-    parts: Parts, dataset: Dataset, out: Path, settings: Settings, options: writer.Options
-) -> FeatureManifest | None:
-    """Joins all parts and returns the manifest; None where another process does."""
-    with parts.alone() as alone:
-        if not alone or (out.exists() and not options.force):
+@dataclass(frozen=True)
+class _Job:
+    """What is to be made, and where."""
+
+    dataset: Dataset
+    out: Path
+    arguments: dict[str, Any]
+    options: writer.Options
+
+    @property
+    def source(self) -> str:
+        """What the manifest names as source: equal for equal features."""
+        told = json.dumps([self.arguments, self.options.dtype], sort_keys=True)
+        return f"dsvlp data features, arguments {hashlib.sha256(told.encode()).hexdigest()[:16]}"
+
+    def finished(self) -> FeatureManifest | None:
+        """Returns the manifest of these very features where they stand already."""
+        if not (self.out / manifests.NAME).is_file():
             return None
-        manifest = writer.write(_joined(parts, settings), dataset, out, options)
-        parts.remove()
-    return manifest
+        manifest = feature_manifest.load(self.out)
+        return manifest if manifest.source == self.source else None
 
 
-def _making(path: Path, parts: Parts, settings: Settings, crew: Crew) -> Iterator[int]:
+def _join(parts: Parts, job: _Job, settings: Settings) -> FeatureManifest | None:
+    """Joins all parts and returns the manifest; None where another process is about it."""
+    with parts.joining() as alone:
+        if alone:
+            return writer.write(_joined(parts, job, settings), job.dataset, job.out, job.options)
+    return None if job.options.force else job.finished()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What this rank's processes need to know."""
+
+    path: Path
+    parts: Parts
+    settings: Settings
+    crew: Crew
+    dtype: Kind
+
+    def do(self, process: int, share: list[int]) -> Iterator[None]:
+        """Makes one process's parts one by one and yields after each."""
+        settings, parts, device = self.settings, self.parts, self.crew.device(process)
+        dataset = Dataset.open(self.path, "quick")
+        source = object_source(dataset, settings, device)
+        backbone = Backbone(settings.backbone, settings.weights, settings.sizes, device)
+        _check_room(parts, dataset.images, settings.objects, backbone.width, self.dtype)
+        parts.describe(source.table, backbone.width)
+        with Extractor(dataset, source, backbone, device, self.crew.batch, self.crew.workers) as extractor:
+            for number in share:
+                parts.write(number, extractor.rows(parts.spans[number]))
+                yield
+
+
+def _making(work: _Work) -> Iterator[int]:
     """Makes this rank's missing parts; yields, now and then, how many rows all ranks have made."""
+    parts, crew = work.parts, work.crew
     missing = parts.missing()
     shares = [crew.share(process, missing) for process in range(crew.processes)]
-    jobs = [(path, parts, settings, crew, process, share) for process, share in enumerate(shares) if share]
+    jobs = [(work, process, share) for process, share in enumerate(shares) if share]
     if crew.processes > 1:
         for _ in run_members(_work_beside, jobs, _LOOK_SECONDS):
             yield parts.rows_made()
     elif jobs:
-        for _ in _work(*jobs[0]):
+        for _ in work.do(*jobs[0][1:]):
             yield parts.rows_made()
 
 
-def _work_beside(
-    path: Path, parts: Parts, settings: Settings, crew: Crew, process: int, share: list[int]
-) -> None:
+def _work_beside(work: _Work, process: int, share: list[int]) -> None:
     """Makes one process's parts, in a process of its own that has its part of the cores."""
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // crew.processes))
-    for _ in _work(path, parts, settings, crew, process, share):
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // work.crew.processes))
+    for _ in work.do(process, share):
         pass
-
-
-def _work(
-    path: Path, parts: Parts, settings: Settings, crew: Crew, process: int, share: list[int]
-) -> Iterator[None]:
-    """Makes parts one by one and yields after each."""
-    dataset, device = Dataset.open(path, "quick"), crew.device(process)
-    source = object_source(dataset, settings, device)
-    backbone = Backbone(settings.backbone, settings.weights, settings.sizes, device)
-    _check_room(parts, dataset.images, 2 * settings.objects * backbone.width)
-    parts.describe(source.table, backbone.width)
-    with Extractor(dataset, source, backbone, device, crew.batch, crew.workers) as extractor:
-        for number in share:
-            parts.write(number, extractor.rows(parts.spans[number]))
-            yield
 
 
 def object_source(dataset: Dataset, settings: Settings, device: torch.device) -> ObjectSource:
@@ -189,27 +235,28 @@ def object_source(dataset: Dataset, settings: Settings, device: torch.device) ->
     return Detector.load(settings.detector, settings.objects, device)
 
 
-def _joined(parts: Parts, settings: Settings) -> RegionSource:
+def _joined(parts: Parts, job: _Job, settings: Settings) -> RegionSource:
     """Returns all parts as one source."""
     table, width = parts.description()
     return RegionSource(
-        name="dsvlp data features",
+        name=job.source,
         detector=settings.detector or f"{settings.boxes} boxes",
         backbone=f"{settings.backbone}, weights {settings.weights or settings.backbone}",
         width=width,
         table=table,
         rows=parts.rows_from,
-        arguments=asdict(settings),
+        arguments=job.arguments,
     )
 
 
-def _check_room(parts: Parts, images: int, row_bytes: int) -> None:
-    """Raises `RunError` where the disk cannot hold the rows that are to come, as parts and as features."""
-    needed = (2 * images - parts.rows_made()) * row_bytes
-    free = shutil.disk_usage(parts.folder).free
+def _check_room(parts: Parts, images: int, objects: int, width: int, dtype: Kind) -> None:
+    """Raises `RunError` where the disk cannot hold what is to come: parts in float16, then the features."""
+    a_part, a_row = (sum(row_bytes(objects, width, kind)) for kind in ("float16", dtype))
+    needed = (images - parts.rows_made()) * a_part + images * a_row
+    free = shutil.disk_usage(parts.folder.parent).free
     if needed > free:
         raise RunError(
             f"{parts.folder.parent} has {free / 1e9:.1f} GB free",
             f"{needed / 1e9:.1f} GB for {images} images, as parts and then as one",
-            "Write to a larger disk, or ask for fewer --objects",
+            "Write to a larger disk, or ask for fewer --objects" + (" or --int8" if dtype != "int8" else ""),
         )

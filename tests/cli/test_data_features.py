@@ -4,6 +4,8 @@ import pytest
 from click.testing import CliRunner
 
 from dsvlp.cli import data
+from tests.data.features.test_tsv import COUNTS, line, tsv
+from tests.data.pictures_of_noise import make_dataset
 from tests.regions.pictures import random_detr, small_data
 
 
@@ -19,7 +21,25 @@ def run(*words: object) -> tuple[int, str]:
     [
         ([], "give one of --detector, --boxes and --from"),
         (["--boxes", "grid", "--detector", "x"], "give one of --detector, --boxes and --from"),
-        (["--boxes", "grid", "--classes", "c.txt"], "--classes goes with --from"),
+        (
+            ["--boxes", "grid", "--classes", "c.txt"],
+            "--classes goes with --from, and does nothing with --boxes",
+        ),
+        (
+            ["--detector", "x", "--max-missing", "0.1"],
+            "--max-missing goes with --from, and does nothing with",
+        ),
+        (["--from", "tsv", "a", "--backbone", "resnet101"], "--backbone goes with --detector and --boxes"),
+        (
+            ["--from", "tsv", "a", "--weights", "random"],
+            "--weights goes with --detector and --boxes, and does",
+        ),
+        (["--from", "tsv", "a", "--shorter", "600"], "does nothing with --from"),
+        (["--from", "tsv", "a", "--longer", "900"], "does nothing with --from"),
+        (["--from", "folder", "a", "--batch", "8"], "does nothing with --from"),
+        (["--from", "folder", "a", "--workers", "0"], "does nothing with --from"),
+        (["--from", "folder", "a", "--processes", "2"], "does nothing with --from"),
+        (["--from", "tsv", "a", "--from", "folder", "b"], "--from folder goes alone"),
         (["--boxes", "drawn"], "Invalid value for '--boxes'"),
         (["--boxes", "grid", "--objects", "0"], "Invalid value for '--objects'"),
     ],
@@ -56,3 +76,14 @@ def test_a_rank_that_is_not_the_last_says_who_writes(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     code, output = run(*words)
     assert code == 0 and "rank 0 of 2: 16 images made" in output and "cell 80" in output and out.is_dir()
+
+
+def test_features_of_several_tsv_files_are_read_as_one(tmp_path):
+    dataset = make_dataset(tmp_path, "a", [1] * len(COUNTS))
+    files = [
+        tsv(tmp_path, [line(dataset, row) for row in range(first, len(COUNTS), 2)], f"{first}.tsv")
+        for first in (0, 1)
+    ]
+    words = [word for file in files for word in ("--from", "tsv", file)]
+    code, output = run("features", dataset.path, "--out", tmp_path / "a.features", *words, "--objects", 5)
+    assert code == 0 and "6 images of 5 objects" in output and "image with fewer objects" in output

@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 import torch
 
 from dsvlp.data.answers import AnswerRule, Answers, load_table, table_of
+from dsvlp.data.collect import ALL_OUTSIDE, NO_CLASS
 from dsvlp.data.dataset import Dataset
 from dsvlp.data.fit import check_annotations
 from dsvlp.data.loader import Loader
+from dsvlp.data.manifest import load
 from dsvlp.data.opened import open_data
 from dsvlp.data.readers.base import Reader
 from dsvlp.data.synthetic.questions import ANSWERS as ANSWERS_OF_WORLD
@@ -84,7 +87,28 @@ def test_the_table_lies_beside_the_data_and_pruned_answers_are_counted(dataset: 
     assert dataset.answers == load_table(dataset.path) == table_of(["", "red"])
     assert json.loads((dataset.path / "answers.json").read_text()) == ["", "red"]
     assert "answers.json" in dataset.manifest.files  # so a damaged one is noticed
-    assert dataset.manifest.skipped.counts == {"answer outside the answer table": 1}
+    assert dataset.manifest.skipped.counts == {}, "it is no damage"
+    assert dataset.manifest.outside.counts == {NO_CLASS: 1, ALL_OUTSIDE: 1}
+    assert dataset.manifest.outside.examples[ALL_OUTSIDE] == ["'2'"]
+
+
+def test_a_question_is_counted_where_none_of_its_answers_is_a_class(tmp_path: Path):
+    image = ImageSource("a.jpg", tmp_path / "a.jpg")
+    image.path.write_bytes(jpeg(0, 40, 48))
+    answers = ((("red", 1.0), ("blue", 0.3)), (("blue", 1.0), ("grey", 0.6)), ())
+    samples = [Sample("question", (image,), f"what {n}?", given) for n, given in enumerate(answers)]
+    (tmp_path / "list.json").write_text('["red", "green"]')
+    given = replace(QUIET, answers=tmp_path / "list.json")
+    manifest = write(Reader("test", "x", lambda: iter(samples)), tmp_path / "x.beton", given)
+    assert manifest.samples == 3, "they stay"
+    assert manifest.outside.counts == {NO_CLASS: 3, ALL_OUTSIDE: 1}
+    assert manifest.outside.examples[ALL_OUTSIDE] == ["'blue' or 'grey'"]
+    assert load(tmp_path / "x.beton") == manifest
+
+
+def test_where_nothing_is_outside_the_manifest_is_as_it_was_before_it_was_counted(tmp_path: Path):
+    manifest = asked(tmp_path, "all", ["red"] * 4).manifest
+    assert "outside" not in manifest.to_json() and load(tmp_path / "all.beton") == manifest
 
 
 def test_a_table_may_be_given_by_a_file_or_by_another_data_set(dataset: Dataset, tmp_path: Path):

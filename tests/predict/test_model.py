@@ -201,3 +201,26 @@ def test_the_verb_takes_a_row_in_place_of_a_file(objects, tmp_path):
     assert done.exit_code == 0, done.output
     assert done.output.startswith("itm ") and "png" not in done.output
     assert CliRunner().invoke(verb.command, [*words, "--image", "a.png"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--image", "a.png", "--row", "2"], "--row goes with --data, and does nothing with --image"),
+        (
+            ["--image", "a.png", "--features", "x"],
+            "--features goes with --data, and does nothing with --image",
+        ),
+        (["--data", "x.beton", "--out", "x"], "--out goes with --image, and does nothing with --data"),
+        (["--data", "x.beton", "--features", "x"], "--features goes with a system of objects"),
+    ],
+)
+def test_an_option_that_nothing_would_read_is_refused(run, words, said):
+    done = CliRunner().invoke(verb.command, [str(run), *words, "--text", "a circle"])
+    assert done.exit_code == 2 and said in done.output
+
+
+def test_pictures_of_attention_are_refused_where_words_look_at_no_place(objects):
+    words = [str(objects[1]), "--image", "a.png", "--out", "x", "--text", "a circle"]
+    done = CliRunner().invoke(verb.command, words)
+    assert done.exit_code == 2 and "--out goes with a system whose words look at places" in done.output

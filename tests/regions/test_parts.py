@@ -1,12 +1,16 @@
 """Parts on disk: complete or absent, the same for any number of workers."""
 
+import os
+import shutil
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from dsvlp.data.features.rows import RegionRows
+from dsvlp.data.workplace import Workplace
 from dsvlp.errors import DataError
 from dsvlp.regions.parts import Parts, spans
 from dsvlp.types import LabelTable
@@ -70,8 +74,47 @@ def test_classes_and_width_are_kept(parts):
     assert parts.description() == (table, 512)
 
 
-def test_one_process_alone_joins(parts):
-    with parts.alone() as first, parts.alone() as second:
+def write_all(parts: Parts) -> None:
+    for number, span in enumerate(parts.spans):
+        parts.write(number, regions(span))
+
+
+def test_one_process_alone_joins_when_all_parts_are_there(parts, tmp_path):
+    with parts.joining() as early:
+        assert not early
+    write_all(parts)
+    with pytest.raises(OSError, match="full"), parts.joining():
+        raise OSError("the disk is full")
+    with parts.joining() as first, parts.joining() as second:
         assert first and not second
-    with parts.alone() as later:
-        assert later
+        (tmp_path / "x.features").mkdir()
+    with parts.joining() as later:
+        assert not later
+    assert parts.missing() == [] and parts.rows_made() == 12, "to those who come later all is made"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.features"]
+
+
+def test_a_folder_that_someone_removed_is_told_from_one_that_was_joined(parts):
+    parts.remove()
+    parts.remove()
+    with pytest.raises(DataError, match=r"was removed while parts were made.*same command again"):
+        parts.missing()
+
+
+def test_no_file_of_the_folder_is_open_when_it_is_removed(parts, tmp_path, monkeypatch):
+    """NFS keeps an open file under another name, and the folder with it."""
+    removed = []
+
+    def remove(path, **_):
+        handles = [os.readlink(handle) for handle in Path("/proc/self/fd").iterdir() if handle.is_symlink()]
+        assert not [name for name in handles if name.startswith(str(tmp_path))]
+        removed.append(path)
+
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    write_all(parts)
+    with parts.joining() as alone:
+        assert alone
+    with Workplace(tmp_path / "y.features", {}, False, ".features") as place:
+        (place.folder / "manifest.json").write_text("{}")
+        place.publish()
+    assert len(removed) >= 2 and (tmp_path / "y.features").is_dir()

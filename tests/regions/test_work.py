@@ -1,5 +1,6 @@
 """Making features: any number of processes and ranks, killed and gone on with, come to the same."""
 
+import json
 import subprocess
 import sys
 import time
@@ -8,6 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
+
+import dsvlp.vision  # noqa: F401  # isort: skip
+import timm
 
 from dsvlp.data.dataset import Dataset
 from dsvlp.data.features.rows import Regions
@@ -112,11 +117,115 @@ def test_killed_it_goes_on_with_the_parts_that_are_made_on_more_processes(datase
     assert_same(read(out, dataset), whole)
 
 
+RANK = """
+import json, sys, time
+from dataclasses import asdict
+from pathlib import Path
+from dsvlp.data.features.writer import Options
+from dsvlp.regions.backbone import Sizes
+from dsvlp.regions.work import Crew, Settings, make_features
+if __name__ == "__main__":
+    rank, rounds, data, out = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
+    settings = Settings("grid", None, "resnet18", "random", 4, Sizes(32, 32))
+    for number in range(rounds):
+        folder = out / str(number)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"rank-{rank}").touch()  # a round begins for all at once
+        while len(list(folder.glob("rank-*"))) < 3:
+            time.sleep(0.001)
+        if rank == 2 and number == rounds - 1:  # long after the others
+            while not (folder / "x.features").exists():
+                time.sleep(0.01)
+        else:
+            time.sleep((rank * 7 + number * 5) % 6 * 0.02)
+        crew = Crew(rank=rank, world=3, batch=8, workers=0, progress=False)
+        outcome = make_features(data, folder / "x.features", settings, crew, Options(4, progress=False))
+        told = {"images": outcome.images, "written": outcome.manifest is not None}
+        (folder / f"told-{rank}").write_text(json.dumps(told))
+"""
+
+
+@pytest.mark.slow
+def test_ranks_that_begin_and_end_at_any_time_finish_quietly_and_come_to_the_same(tmp_path):
+    """Of 20 images there are two parts: the third rank has none, and may come when all is done."""
+    data, rounds = small_data(tmp_path, 20), 6
+    (tmp_path / "rank.py").write_text(RANK)
+    words = [sys.executable, str(tmp_path / "rank.py")]
+    ranks = [
+        subprocess.Popen(
+            [*words, str(rank), str(rounds), str(data.path), str(tmp_path / "out")], env=environment(tmp_path)
+        )
+        for rank in range(3)
+    ]
+    try:
+        assert [process.wait(400) for process in ranks] == [0, 0, 0]
+    finally:
+        for process in ranks:
+            process.kill()
+    first = read(tmp_path / "out" / "0" / "x.features", data)
+    for folder in (tmp_path / "out").iterdir():
+        assert_same(read(folder / "x.features", data), first)
+        told = [json.loads((folder / f"told-{rank}").read_text()) for rank in range(3)]
+        assert all(0 <= one["images"] <= 20 for one in told) and any(one["written"] for one in told)
+        left = {path.name for path in folder.iterdir() if path.name.startswith((".", "x"))}
+        assert left == {"x.features"}, left
+    assert told_last(tmp_path / "out" / str(rounds - 1)) == {"images": 0, "written": True}
+
+
+def told_last(folder: Path) -> dict:
+    return json.loads((folder / "told-2").read_text())
+
+
+def test_a_rank_that_comes_late_takes_no_other_features_for_its_own(dataset, tmp_path):
+    out, late = tmp_path / "x.features", replace(ALONE, rank=1, world=9)
+    made = make_features(dataset.path, out, GRID, ALONE, OPTIONS).manifest
+    again = make_features(dataset.path, out, GRID, late, OPTIONS)
+    assert (again.manifest, again.images) == (made, 0)
+    for settings, options in (
+        (replace(GRID, sizes=Sizes(96, 96)), OPTIONS),
+        (GRID, replace(OPTIONS, dtype="int8")),
+    ):
+        with pytest.raises(DataError, match=r"exists.*--force"):
+            make_features(dataset.path, out, settings, late, options)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.features"]
+
+
+@pytest.mark.parametrize("kind", ["detector", "weights"])
+def test_a_restart_with_another_model_of_the_same_name_is_refused(dataset, tmp_path, kind):
+    """Interrupted: of two ranks, one has made its parts."""
+    out, half = tmp_path / "x.features", replace(ALONE, world=2)
+    if kind == "detector":
+        folder = random_detr(tmp_path / "detr")
+        settings = replace(GRID, boxes="detector", detector=str(folder))
+        changed = folder / "preprocessor_config.json"
+    else:
+        changed = tmp_path / "cnn.safetensors"
+        save_file(timm.create_model("resnet18").state_dict(), changed)
+        settings = replace(GRID, weights=str(changed))
+    assert make_features(dataset.path, out, settings, half, OPTIONS).manifest is None
+    content = changed.read_bytes()
+    changed.write_bytes(content[:-3] + b" " + content[-3:])
+    with pytest.raises(DataError, match=f"other arguments: {kind}_sha256"):
+        make_features(dataset.path, out, settings, half, OPTIONS)
+    changed.write_bytes(content)
+    rest = make_features(dataset.path, out, settings, replace(half, rank=1), OPTIONS)
+    assert rest.manifest is not None and 0 < rest.images < 70
+
+
 def test_a_disk_too_small_is_said_before_anything_is_made(dataset, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(work.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(RunError, match=r"0.0 GB free.*Write to a larger disk"):
         make_features(dataset.path, tmp_path / "x.features", GRID, ALONE, OPTIONS)
+
+
+def test_int8_needs_room_for_half_the_features(dataset, tmp_path, monkeypatch):
+    out, row = tmp_path / "x.features", 4 * 512  # of 70 images, 4 objects of 512: parts in float16
+    usage = type("Usage", (), {"free": 70 * (3 * row + 3 * 4 * 32)})
+    monkeypatch.setattr(work.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(RunError, match="or --int8"):
+        make_features(dataset.path, out, GRID, ALONE, OPTIONS)
+    assert make_features(dataset.path, out, GRID, ALONE, replace(OPTIONS, dtype="int8")).manifest is not None
 
 
 def test_every_part_has_one_worker():

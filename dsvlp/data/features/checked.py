@@ -30,6 +30,10 @@ CLIPPED = "box clipped at the image's border"
 
 _ROUNDING = 1.0  # pixels that a box may lie outside
 _LARGEST = float(np.finfo(np.float16).max)
+_NUMBERS = ("numbers", "Make this image's features again")
+_FLOAT16 = (f"at most {_LARGEST:g}", "Scale all features down before they are stored")
+_SHARE = ("a number from 0 to 1", "Give a probability, not a logit or a percentage")
+_CORNERS = "Give left, top, right, bottom in pixels of the stored picture"
 _SMALLEST_SCALE = np.float16(2.0**-14)  # the smallest that float16 holds with all its digits
 
 
@@ -117,29 +121,29 @@ class RowMaker:
             raise DataError(
                 f"{where} have {told or f'boxes of {rows.boxes_xyxy.shape[1:]} numbers'} for {count} objects",
                 "one of each for every object, and four numbers a box",
+                "Make them again",
             )
 
     def _check_values(self, images: np.ndarray, rows: RegionRows) -> None:
         finite = np.isfinite(rows.features)
-        self._refuse(images, (~finite).any(1), rows.features, "a feature that is no finite number", "numbers")
+        self._refuse(images, (~finite).any(1), rows.features, "a feature that is no finite number", _NUMBERS)
         large = np.abs(rows.features) > _LARGEST
-        self._refuse(
-            images, large.any(1), rows.features, "a feature too large for float16", f"at most {_LARGEST:g}"
-        )
+        self._refuse(images, large.any(1), rows.features, "a feature too large for float16", _FLOAT16)
         confidences = rows.confidences
         inside: np.ndarray = (confidences >= 0) & (confidences <= 1)
-        self._refuse(images, ~inside, confidences, "a confidence", "a number from 0 to 1")
+        self._refuse(images, ~inside, confidences, "a confidence", _SHARE)
 
     def _boxes(self, images: np.ndarray, boxes: np.ndarray, adjusted: Tally) -> np.ndarray:
         """Returns float32 [K, 4], shares of the image."""
         sizes = self._dataset.sizes(images)[:, [1, 0, 1, 0]].astype(np.float32)  # [K, 4]: W, H, W, H
-        self._refuse(images, (~np.isfinite(boxes)).any(1), boxes, "a box", "four finite numbers")
+        self._refuse(images, (~np.isfinite(boxes)).any(1), boxes, "a box", ("four finite numbers", _CORNERS))
         outside = np.any((boxes < -_ROUNDING) | (boxes > sizes + _ROUNDING), axis=1)
         picture = "a box inside the picture of {w:g} x {h:g} pixels"
-        self._refuse(images, outside, boxes, "a box", picture, sizes)
+        self._refuse(images, outside, boxes, "a box", (picture, _CORNERS), sizes)
         inside = np.clip(boxes, 0, sizes)
         empty = np.any(inside[:, 2:] <= inside[:, :2], axis=1)
-        self._refuse(images, empty, boxes, "a box without area", "left < right and top < bottom")
+        ordered = "left < right and top < bottom"
+        self._refuse(images, empty, boxes, "a box without area", (ordered, _CORNERS))
         for number in np.flatnonzero((inside != boxes).any(1)).tolist():
             adjusted.add(CLIPPED, f"{self._dataset.image_id(int(images[number]))}: {boxes[number].tolist()}")
         shares: np.ndarray = inside / sizes
@@ -151,7 +155,9 @@ class RowMaker:
         table = (
             f"an id of the label table {self._table.name!r}" if self._table else "-1: there is no label table"
         )
-        self._refuse(images, ~known, labels, "the class", table)
+        self._refuse(
+            images, ~known, labels, "the class", (table, "Name every class in the file of --classes")
+        )
         return np.array([self._classes[label] for label in labels.tolist()], np.int64)
 
     def _refuse(
@@ -160,10 +166,10 @@ class RowMaker:
         wrong: np.ndarray,
         values: np.ndarray,
         what: str,
-        expected: str,
+        remedy: tuple[str, str],
         sizes: np.ndarray | None = None,
     ) -> None:
-        """Raises `DataError` for the first object that is wrong, if any."""
+        """Raises `DataError` for the first object that is wrong, if any; `remedy`: what is right, a fix."""
         if not wrong.any():
             return
         number = int(np.flatnonzero(wrong)[0])
@@ -171,12 +177,14 @@ class RowMaker:
         if len(value) > 4:  # a feature: the worst of its numbers
             value = value[np.argsort(np.where(np.isfinite(value), np.abs(value), np.inf))[-1:]]
         told = ", ".join(f"{float(part):g}" for part in value)
+        expected, fix = remedy
         if sizes is not None:
             expected = expected.format(w=sizes[number, 0], h=sizes[number, 1])
         ordinal = int((images[:number] == row).sum())
         raise DataError(
             f"image {self._dataset.image_id(row)!r} (row {row}): object {ordinal} has {what}: {told}",
             expected,
+            fix,
         )
 
 

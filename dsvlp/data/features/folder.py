@@ -12,8 +12,9 @@ Either ID.npz or ID.safetensors with the arrays below by name, or a folder for e
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from dsvlp.data.features.matching import missing_ids, places_of_rows, read_classes
+from dsvlp.data.features.matching import read_classes, source_of
 from dsvlp.data.features.rows import NO_CLASS, RegionRows, RegionSource
 from dsvlp.data.readers.base import existing
 from dsvlp.errors import DataError
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 NAMES = ("features", "boxes", "labels", "confidences")
 CLASSES = "classes.txt"
+AGAIN = "Make its features again"
 
 
 def read_folder(path: Path, dataset: Dataset, classes: Path | None = None) -> RegionSource:
@@ -52,23 +54,26 @@ def read_folder(path: Path, dataset: Dataset, classes: Path | None = None) -> Re
             "ID.npz or ID.safetensors for each image, or features/ID.npy",
             "Check the path",
         )
-    found = places_of_rows(dataset, files, path)
     beside = path / CLASSES
     names = classes or (beside if beside.is_file() else None)
     table = read_classes(names, names.stem if classes else path.name) if names is not None else None
-    width = _regions(
-        next(file for file in found if file is not None), path, table is not None
-    ).features.shape[1]
-    return RegionSource(
-        name=f"folder {path.name}",
-        detector="as in the folder",
-        backbone="as in the folder",
-        width=width,
-        table=table,
-        rows=lambda first: _rows(path, found, first, width, table is not None),
-        arguments={"folder": str(path), "files": len(files)},
-        missing=missing_ids(dataset, found),
-    )
+
+    def read(_: int, file: Path) -> RegionRows:
+        return _regions(file, path, table is not None)
+
+    arguments = {"folder": str(path), "files": len(files), "state": _state(path, files.values())}
+    return source_of("folder", path.name, dataset, files, read, table, arguments)
+
+
+def _state(path: Path, files: Iterable[Path]) -> str:
+    """Returns a digest of all files' names, sizes and times: another one of the same name is another file."""
+    digest = hashlib.sha256()
+    for first in files:
+        for file in _arrays_of(first, path).values():
+            status = file.stat()
+            told = f"{file.relative_to(path)} {status.st_size} {status.st_mtime_ns}\n"
+            digest.update(told.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
 
 
 def _files(path: Path) -> dict[str, Path]:
@@ -80,7 +85,9 @@ def _files(path: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for file in sorted(kinds):
         if (other := files.setdefault(_id(file, path), file)) != file:
-            raise DataError(f"{path} has {other.name} and {file.name}", "one file an image")
+            raise DataError(
+                f"{path} has {other.name} and {file.name}", "one file an image", "Remove one of them"
+            )
     return files
 
 
@@ -88,18 +95,20 @@ def _id(file: Path, folder: Path) -> str:
     return file.relative_to(folder).with_suffix("").as_posix()
 
 
-def _rows(
-    path: Path, found: list[Path | None], first: int, width: int, has_classes: bool
-) -> Iterator[RegionRows]:
-    for file in found[first:]:
-        yield RegionRows.nothing(width) if file is None else _regions(file, path, has_classes)
+def _arrays_of(file: Path, folder: Path) -> dict[str, Path]:
+    """Returns an image's files: array name -> file, or "" -> the one that holds all."""
+    if file.suffix != ".npy":
+        return {"": file}
+    own = file.relative_to(folder / "features")
+    paths = {name: folder / name / own for name in NAMES}
+    return {name: path for name, path in paths.items() if path.is_file()}
 
 
 def _regions(file: Path, folder: Path, has_classes: bool) -> RegionRows:
     arrays = _arrays(file, folder)
     if not {"features", "boxes"} <= arrays.keys():
         raise DataError(
-            f"{file} holds {sorted(arrays) or 'nothing'}", f"features and boxes, of {', '.join(NAMES)}"
+            f"{file} holds {sorted(arrays) or 'nothing'}", f"features and boxes, of {', '.join(NAMES)}", AGAIN
         )
     if "labels" in arrays and not has_classes:
         raise DataError(
@@ -110,15 +119,15 @@ def _regions(file: Path, folder: Path, has_classes: bool) -> RegionRows:
     features, boxes = arrays["features"], arrays["boxes"]
     if features.ndim != 2 or features.dtype.kind != "f":
         raise DataError(
-            f"{file}: features are {features.dtype} {features.shape}", "numbers with a point, [K, F]"
+            f"{file}: features are {features.dtype} {features.shape}", "numbers with a point, [K, F]", AGAIN
         )
     if boxes.shape != (len(features), 4):
-        raise DataError(f"{file}: boxes have the shape {boxes.shape}", f"({len(features)}, 4)")
+        raise DataError(f"{file}: boxes have the shape {boxes.shape}", f"({len(features)}, 4)", AGAIN)
     labels = arrays.get("labels", np.full(len(features), NO_CLASS))
     confidences = arrays.get("confidences", np.ones(len(features)))
     for name, array, kinds in (("labels", labels, "iu"), ("confidences", confidences, "f")):
         if array.shape != (len(features),) or array.dtype.kind not in kinds:
-            raise DataError(f"{file}: {name} are {array.dtype} {array.shape}", f"({len(features)},)")
+            raise DataError(f"{file}: {name} are {array.dtype} {array.shape}", f"({len(features)},)", AGAIN)
     return RegionRows(
         np.array([len(features)]),
         features,
@@ -140,12 +149,7 @@ def _arrays(file: Path, folder: Path) -> dict[str, np.ndarray]:
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
-        own = file.relative_to(folder / "features")
-        paths = {name: folder / name / own for name in NAMES}
-        return {
-            name: np.load(path, mmap_mode="r", allow_pickle=False)
-            for name, path in paths.items()
-            if path.is_file()
-        }
+        paths = _arrays_of(file, folder)
+        return {name: np.load(path, mmap_mode="r", allow_pickle=False) for name, path in paths.items()}
     except (OSError, ValueError, EOFError, KeyError, SafetensorError, zipfile.BadZipFile) as error:
-        raise DataError(f"{file} cannot be read: {error}", fix="Make its features again") from error
+        raise DataError(f"{file} cannot be read: {error}", fix=AGAIN) from error

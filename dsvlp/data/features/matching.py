@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from dsvlp.data.features.rows import RegionRows, RegionSource
 from dsvlp.data.readers.base import IMAGE_SUFFIXES, existing
 from dsvlp.errors import DataError
 from dsvlp.types import LabelTable
@@ -31,13 +32,51 @@ def short(id: str) -> str:
     return number[1] if number else bare
 
 
-def places_of_rows(dataset: Dataset, places: Mapping[str, T], where: Path) -> list[T | None]:
+def source_of(
+    name: str,
+    where: str,
+    dataset: Dataset,
+    places: Mapping[str, T],
+    read: Callable[[int, T], RegionRows],
+    table: LabelTable | None,
+    arguments: dict[str, Any],
+) -> RegionSource:
+    """Returns the source of regions that others made, image by image in any order.
+
+    Args:
+        name: of the form they come in.
+        where: the files, for messages.
+        dataset: whose images they are.
+        places: image id -> place, as the files name them.
+        read: (row, its place) -> the regions of its image.
+        table: the classes.
+        arguments: of the source.
+
+    Raises:
+        DataError: as `places_of_rows`, or the first image's cannot be read.
+    """
+    found = places_of_rows(dataset, places, where)
+    width = next(
+        (read(row, place).features.shape[1] for row, place in enumerate(found) if place is not None), 0
+    )
+
+    def rows(first: int) -> Iterator[RegionRows]:
+        for row in range(first, dataset.images):
+            place = found[row]
+            yield RegionRows.nothing(width) if place is None else read(row, place)
+
+    missing = [dataset.image_id(row) for row, place in enumerate(found) if place is None]
+    told = "as in the files"
+    return RegionSource(f"{name} {where}", told, told, width, table, rows, arguments, missing)
+
+
+def places_of_rows(dataset: Dataset, places: Mapping[str, T], where: str) -> list[T | None]:
     """Returns for each row of the data set its image's place, None where there is none.
 
     Args:
         dataset: the data set.
         places: image id -> place, as the file names them.
-        where: the file, for messages.
+        where: the files, for messages.
 
     Raises:
         DataError: an image's short id fits two entries, or none of the images is there.
@@ -51,7 +90,9 @@ def places_of_rows(dataset: Dataset, places: Mapping[str, T], where: Path) -> li
         like = [id] if id in places else shorts.get(short(id), [])
         if len(like) > 1:
             raise DataError(
-                f"{where}: the image {id!r} (row {row}) may be {' or '.join(map(repr, like))}", "one of them"
+                f"{where}: the image {id!r} (row {row}) may be {' or '.join(map(repr, like))}",
+                "one of them",
+                "Name it there by its whole id, or leave the others out",
             )
         found.append(places[like[0]] if like else None)
     if dataset.images and all(place is None for place in found):
@@ -64,11 +105,6 @@ def places_of_rows(dataset: Dataset, places: Mapping[str, T], where: Path) -> li
     return found
 
 
-def missing_ids(dataset: Dataset, found: list[T | None]) -> list[str]:
-    """Returns the ids of the rows that have no place."""
-    return [dataset.image_id(row) for row, place in enumerate(found) if place is None]
-
-
 def read_classes(path: Path, name: str) -> LabelTable:
     """Returns the label table of a text file with a class a line; ids count from 0.
 
@@ -78,7 +114,7 @@ def read_classes(path: Path, name: str) -> LabelTable:
     try:
         names = existing(path, "class names").read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error}") from error
+        raise DataError(f"{path} is not UTF-8: {error}", fix="Save it as UTF-8") from error
     if not names:
-        raise DataError(f"{path} is empty", "a class name a line")
+        raise DataError(f"{path} is empty", "a class name a line", "Check the path")
     return LabelTable(name, tuple(range(len(names))), tuple(names))

@@ -1,7 +1,9 @@
 """Region features on disk, opened for reading: a row is copied once, from the mapped file to its place.
 
 FFCV's compiled decoders are not used: every row has the same size, so its pointer is all that is needed, and
-NumPy's copy of 400 KB is as fast as memory. Nothing is read ahead or held: the files are mapped.
+NumPy's copy of 400 KB is as fast as memory. Nothing is read ahead or held: the files are mapped, the last
+used ones. A shard has 4,096 rows, not an image shard's 10^6: `data.open_shards`, the window of a run's
+order, may span a thousand of them.
 
 Legend: I images, N objects of an image, F feature width.
 """
@@ -9,6 +11,7 @@ Legend: I images, N objects of an image, F feature width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,7 +23,7 @@ from dsvlp.data.features import manifest as feature_manifest
 from dsvlp.data.features.layout import OBJECT, ROW, STORED, row_bytes
 from dsvlp.data.features.manifest import FeatureManifest, shard_name
 from dsvlp.data.features.rows import Regions
-from dsvlp.data.shard import check_shard
+from dsvlp.data.shard import check_shard, row_metadata
 from dsvlp.errors import DataError
 from dsvlp.types import LabelTable
 
@@ -28,8 +31,17 @@ if TYPE_CHECKING:
     from dsvlp.data.dataset import Dataset
 
 
+OPEN_SHARDS = 64
+"""Most shards that stay mapped, two file handles each: those of 262,144 images."""
+
+
 class Features:
     """The region features of a data set; threads may share it. Use `Features.open`.
+
+    Args:
+        path: the folder.
+        manifest: what stands in it.
+        open_shards: most shards that stay mapped, the last used ones.
 
     Attributes:
         path: the folder.
@@ -38,13 +50,12 @@ class Features:
         width: F.
     """
 
-    def __init__(self, path: Path, manifest: FeatureManifest) -> None:
+    def __init__(self, path: Path, manifest: FeatureManifest, open_shards: int = OPEN_SHARDS) -> None:
         self.path, self.manifest = path, manifest
         self.objects, self.width = manifest.objects, manifest.width
-        self._shards = [
-            _Shard.open(path / shard_name(number), rows, manifest)
-            for number, rows in enumerate(manifest.shard_rows)
-        ]
+        for number in range(len(manifest.shard_rows)):
+            _check_shard(path, manifest, number)
+        self._shard = lru_cache(open_shards)(partial(_Shard.open, path, manifest))  # which threads may share
         self._first_row = np.cumsum([0, *manifest.shard_rows[:-1]])
         self._stored = STORED[manifest.dtype]
 
@@ -111,7 +122,7 @@ class Features:
 
     def _find(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         number = int(self._first_row.searchsorted(row, "right")) - 1
-        return self._shards[number].row(row - int(self._first_row[number]))
+        return self._shard(number).row(row - int(self._first_row[number]))
 
 
 @dataclass(frozen=True)
@@ -124,22 +135,43 @@ class _Shard:
     sizes: tuple[int, int]
 
     @classmethod
-    def open(cls, path: Path, rows: int, manifest: FeatureManifest) -> _Shard:
-        metadata = check_shard(path, rows, ROW)
-        sizes = row_bytes(manifest.objects, manifest.width, manifest.dtype)
-        columns = [metadata[name] for name in metadata.dtype.names or ()]
-        for name, column, size in zip(ROW, columns, sizes, strict=True):
-            wrong = np.flatnonzero(column["size"] != size)
-            if len(wrong):
-                raise DataError(
-                    f"{path}: row {int(wrong[0])} has {int(column['size'][wrong[0]])} bytes of {name}",
-                    f"{size}, as its manifest says",
-                    "Copy the features again",
-                )
-        data = np.asarray(np.memmap(path, np.uint8, "r"))
-        return cls(data, columns[0]["ptr"], columns[1]["ptr"], sizes)
+    def open(cls, path: Path, manifest: FeatureManifest, number: int) -> _Shard:
+        """Maps a file that has been checked."""
+        file = path / shard_name(number)
+        try:
+            data = np.asarray(np.memmap(file, np.uint8, "r"))
+            features, objects = _columns(row_metadata(file, manifest.shard_rows[number], ROW))
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{file} cannot be opened: {error}",
+                "the file that was there when this run began",
+                "`dsvlp data check --features` names the damage",
+            ) from error
+        return cls(data, features["ptr"], objects["ptr"], _sizes(manifest))
 
     def row(self, local: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the bytes of a row's features and of its objects, views of the file."""
         first, second = int(self.features[local]), int(self.objects[local])
         return self.data[first : first + self.sizes[0]], self.data[second : second + self.sizes[1]]
+
+
+def _check_shard(path: Path, manifest: FeatureManifest, number: int) -> None:
+    """Raises `DataError` where a file is damaged, or its rows are not of the manifest's size."""
+    file = path / shard_name(number)
+    columns = _columns(check_shard(file, manifest.shard_rows[number], ROW))
+    for name, column, size in zip(ROW, columns, _sizes(manifest), strict=True):
+        wrong = np.flatnonzero(column["size"] != size)
+        if len(wrong):
+            raise DataError(
+                f"{file}: row {int(wrong[0])} has {int(column['size'][wrong[0]])} bytes of {name}",
+                f"{size}, as its manifest says",
+                "Copy the features again",
+            )
+
+
+def _columns(metadata: np.ndarray) -> list[np.ndarray]:
+    return [metadata[name] for name in metadata.dtype.names or ()]
+
+
+def _sizes(manifest: FeatureManifest) -> tuple[int, int]:
+    return row_bytes(manifest.objects, manifest.width, manifest.dtype)

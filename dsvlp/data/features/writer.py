@@ -149,6 +149,7 @@ class FeatureWriter:
             raise DataError(
                 f"{self._source.name} gives regions of {start + end} images",
                 f"{self._dataset.images}, as {self._dataset.path} has",
+                "Make them from this data set",
             )
         while begin < end:
             shard, size = self._open_shard()
@@ -169,6 +170,7 @@ class FeatureWriter:
             raise DataError(
                 f"{self._source.name} gives regions of {self.next_row} images",
                 f"{self._dataset.images}, as {self._dataset.path} has",
+                "Make them from this data set",
             )
         if not self._place.complete:
             manifests.save(self._place.folder, self._manifest().to_json())

@@ -7,11 +7,13 @@ LXMERT, and SemVLP after it, trains on all three at once; their answers then sta
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dsvlp.data.readers.base import Reader, existing, get, inside, load_json, parse_json, records
+from dsvlp.data.readers.vqa_answers import normalised
 from dsvlp.errors import DataError
 from dsvlp.types import ImageSource, Sample
 
@@ -21,7 +23,10 @@ GENOME_FOLDERS = ("VG_100K", "VG_100K_2", ".")
 
 
 def read_vqa(questions: Path | str, images: Path | str, annotations: Path | str | None = None) -> Reader:
-    """Returns the reader of VQA v2.
+    """Returns the reader of VQA v2, its answers as the official evaluation spells them.
+
+    All ten are, not only the one that counts for the table: "Yes." then is a "yes", where ViLT, which
+    compares people's own words with the table's, drops it.
 
     Args:
         questions: `v2_OpenEnded_mscoco_*_questions.json`.
@@ -31,33 +36,24 @@ def read_vqa(questions: Path | str, images: Path | str, annotations: Path | str 
     Raises:
         DataError: a file is absent or not of this format; names file, record and key.
     """
-    asked, folder = existing(questions, "questions"), existing(images, "images", folder=True)
+    asked = existing(questions, "questions")
     answered = existing(annotations, "annotations") if annotations is not None else None
-    return Reader(
-        name="vqa",
-        source=str(questions),
-        samples=lambda: _vqa(asked, folder, answered),
-        arguments={"images": str(images), "annotations": str(annotations)},
-    )
+    samples = partial(_vqa, asked, answered=answered)
+    return _reader("vqa", questions, images, samples, annotations=str(annotations))
 
 
 def read_gqa(questions: Path | str, images: Path | str) -> Reader:
     """Returns the reader of GQA.
 
     Args:
-        questions: `train_balanced_questions.json`, or another of its files; test's have no answers.
+        questions: `train_balanced_questions.json`, or another of its files; test's have no answers. Or the
+            folder of a split in several, `train_all_questions`; one of them is held at a time.
         images: the folder of its pictures.
 
     Raises:
         DataError: a file is absent or not of this format; names file, record and key.
     """
-    asked, folder = existing(questions, "questions"), existing(images, "images", folder=True)
-    return Reader(
-        name="gqa",
-        source=str(questions),
-        samples=lambda: _gqa(asked, folder),
-        arguments={"images": str(images)},
-    )
+    return _reader("gqa", questions, images, partial(_gqa, _files(Path(questions))))
 
 
 def read_genome(questions: Path | str, images: Path | str) -> Reader:
@@ -72,13 +68,35 @@ def read_genome(questions: Path | str, images: Path | str) -> Reader:
     Raises:
         DataError: a file is absent or not of this format; names file, record and key.
     """
-    asked, folder = existing(questions, "questions"), existing(images, "images", folder=True)
+    return _reader("vgqa", questions, images, partial(_genome, existing(questions, "questions")))
+
+
+def _reader(
+    name: str,
+    questions: Path | str,
+    images: Path | str,
+    samples: Callable[[Path], Iterator[Sample]],
+    **arguments: str,
+) -> Reader:
+    """Returns a reader; `samples`: the images' folder -> what it reads."""
+    folder = existing(images, "images", folder=True)
     return Reader(
-        name="vgqa",
-        source=str(questions),
-        samples=lambda: _genome(asked, folder),
-        arguments={"images": str(images)},
+        name, str(questions), lambda: samples(folder), arguments={"images": str(images), **arguments}
     )
+
+
+def _files(path: Path) -> list[Path]:
+    """Returns the file of questions, or those in a folder, by their names."""
+    if not path.is_dir():
+        return [existing(path, "questions")]
+    files = sorted(path.glob("*.json"))
+    if not files:
+        raise DataError(
+            f"{path} has no questions",
+            "files *.json, as in GQA's train_all_questions",
+            "Check the path",
+        )
+    return files
 
 
 def scored(answers: Iterable[str]) -> Scored:
@@ -112,19 +130,20 @@ def _vqa_answers(path: Path) -> dict[int, Scored]:
     """Returns question id -> its answers."""
     return {
         get(record, "question_id", int, where): scored(
-            get(one, "answer", str, where) for one in get(record, "answers", list, where)
+            normalised(get(one, "answer", str, where)) for one in get(record, "answers", list, where)
         )
         for where, record in records(load_json(path), "annotations", path)
     }
 
 
-def _gqa(asked: Path, folder: Path) -> Iterator[Sample]:
-    for number, record in load_json(asked).items():
-        where = f"{asked}: question {number}"
-        name = f"{get(record, 'imageId', str, where)}.jpg"
-        told: Scored = ((get(record, "answer", str, where), 1.0),) if "answer" in record else ()
-        image = ImageSource(name, inside(folder, name, where))
-        yield Sample("question", (image,), get(record, "question", str, where), told, where=where)
+def _gqa(files: Sequence[Path], folder: Path) -> Iterator[Sample]:
+    for asked in files:
+        for number, record in load_json(asked).items():
+            where = f"{asked}: question {number}"
+            name = f"{get(record, 'imageId', str, where)}.jpg"
+            told: Scored = ((get(record, "answer", str, where), 1.0),) if "answer" in record else ()
+            image = ImageSource(name, inside(folder, name, where))
+            yield Sample("question", (image,), get(record, "question", str, where), told, where=where)
 
 
 def _genome(asked: Path, folder: Path) -> Iterator[Sample]:

@@ -1,6 +1,8 @@
 """A folder of files for each image, in three forms that hold the same."""
 
+import os
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -89,6 +91,23 @@ def test_a_bad_file_is_named(dataset, tmp_path, name):
     np.savez(tmp_path / "raw" / "0001.npz", **values)
     with pytest.raises(DataError, match=message):
         write(read_folder(tmp_path / "raw", dataset), dataset, tmp_path / "a.features", QUIET)
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors", "npy"])
+def test_an_interrupted_writing_goes_on_with_the_same_files_alone(dataset, tmp_path, kind):
+    raw, out = tmp_path / "raw", tmp_path / "a.features"
+    fill(raw, dataset, kind)
+    source = read_folder(raw, dataset)
+    first_row = replace(source, rows=lambda first: islice(source.rows(first), 1))
+    with pytest.raises(DataError, match="gives regions of 1 images"):
+        write(first_row, dataset, out, QUIET)
+    changed = raw / ("labels/0003.npy" if kind == "npy" else f"0003.{kind}")
+    before = changed.stat().st_mtime_ns
+    os.utime(changed, ns=(0, 0))
+    with pytest.raises(DataError, match="other arguments: state"):
+        write(read_folder(raw, dataset), dataset, out, QUIET)
+    os.utime(changed, ns=(0, before))
+    assert write(read_folder(raw, dataset), dataset, out, QUIET).images == dataset.images
 
 
 @pytest.mark.parametrize("kind", ["npz", "safetensors"])

@@ -1,8 +1,11 @@
 """What is read is what was written, to the last bit; and only beside the data set that it was written for."""
 
+import gc
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,6 +141,34 @@ def test_one_of_its_threads_reads_like_the_other(dataset):
         together = list(pool.map(dataset.features.read, rows))
     for own, found in zip(rows, together, strict=True):
         np.testing.assert_array_equal(dataset.features.read(own).features, found.features)
+
+
+def mapped_files(folder: Path) -> Counter[str]:
+    """Returns how often this process has each file of a folder mapped."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return Counter(Path(line.split()[-1]).name for line in lines if f"{folder}/" in line)
+
+
+def test_however_many_shards_there_are_only_the_last_used_stay_mapped(pictures, dataset, tmp_path):
+    made = make_features(pictures, tmp_path / "many.features", COUNTS, rows_per_shard=1).features
+    assert len(made.manifest.shard_rows) == len(COUNTS) and not mapped_files(made.path), "opening holds none"
+    features = Features(made.path, made.manifest, open_shards=3)
+    rows = [np.random.default_rng(seed).integers(0, len(COUNTS), 40) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(features.read, rows))
+    for own, found in zip(rows, together, strict=True):
+        np.testing.assert_array_equal(found.features, dataset.features.read(own).features)
+    features.read(np.array([9, 4, 7, 4, 2, 7]))
+    gc.collect()
+    assert mapped_files(made.path).keys() == {f"features-{number:05d}.beton" for number in (4, 2, 7)}
+
+
+def test_a_shard_that_vanished_since_it_was_checked_is_named(pictures, tmp_path):
+    features = copy_of(pictures, tmp_path / "a.features")
+    (features.path / "features-00001.beton").unlink()
+    features.read(np.arange(4))
+    with pytest.raises(DataError, match=r"features-00001\.beton cannot be opened.*when this run began"):
+        features.read(np.arange(5))
 
 
 def test_a_read_costs_hardly_more_than_a_plain_copy_of_the_same_bytes(tmp_path):

@@ -1,6 +1,7 @@
 """LXMERT's tsv: found by image id in any order, read line by line, refused by line number."""
 
 import base64
+import os
 
 import numpy as np
 import pytest
@@ -53,8 +54,8 @@ def line(dataset: Dataset, row: int, **changes) -> dict[str, str]:
     return fields | changes
 
 
-def tsv(folder, lines: list[dict[str, str]]):
-    path = folder / "objects.tsv"
+def tsv(folder, lines: list[dict[str, str]], name: str = "objects.tsv"):
+    path = folder / name
     path.write_text("".join("\t".join(fields[name] for name in FIELDS) + "\n" for fields in lines))
     return path
 
@@ -62,7 +63,7 @@ def tsv(folder, lines: list[dict[str, str]]):
 def test_lines_in_any_order_are_the_rows_of_the_data_set(dataset, tmp_path):
     order = [4, 0, 5, 2, 1, 3]
     stranger = line(dataset, 0, img_id="COCO_val2014_000000009999")
-    source = read_tsv(tsv(tmp_path, [stranger, *(line(dataset, row) for row in order)]), dataset)
+    source = read_tsv([tsv(tmp_path, [stranger, *(line(dataset, row) for row in order)])], dataset)
     assert source.width == WIDTH and len(source.table.ids) == 1600 and not source.missing
     for first in (0, 4):
         for row, found in enumerate(source.rows(first), first):
@@ -73,8 +74,23 @@ def test_lines_in_any_order_are_the_rows_of_the_data_set(dataset, tmp_path):
     assert manifest.images == len(COUNTS) and manifest.table == source.table
 
 
+def test_images_may_stand_in_several_files_but_once(dataset, tmp_path):
+    train = tsv(tmp_path, [line(dataset, row) for row in (4, 1)], "train.tsv")
+    rest = tsv(tmp_path, [line(dataset, row) for row in (0, 5, 2, 3)], "val.tsv")
+    source = read_tsv([train, rest], dataset)
+    assert source.name == "LXMERT tsv train.tsv and val.tsv" and not source.missing
+    for row, found in enumerate(source.rows(0)):
+        np.testing.assert_array_equal(found.features, given(dataset, row).features)
+    seen = source.arguments
+    os.utime(rest, ns=(0, 0))
+    assert read_tsv([train, rest], dataset).arguments != seen
+    again = tsv(tmp_path, [line(dataset, 3)], "again.tsv")
+    with pytest.raises(DataError, match=r"again\.tsv: line 1 is of image .*val\.tsv: line 4.*Leave one"):
+        read_tsv([train, rest, again], dataset)
+
+
 def test_absent_images_are_counted_before_anything_is_written(dataset, tmp_path):
-    source = read_tsv(tsv(tmp_path, [line(dataset, row) for row in (0, 2, 3, 5)]), dataset)
+    source = read_tsv([tsv(tmp_path, [line(dataset, row) for row in (0, 2, 3, 5)])], dataset)
     assert list(source.missing) == ["0001.jpg", "0004.jpg"]
     assert [int(rows.counts[0]) for rows in source.rows(0)] == [3, 0, 1, 4, 0, 4]
     with pytest.raises(DataError, match=r"nothing of 2 of 6 images .*0001\.jpg, 0004\.jpg"):
@@ -85,10 +101,10 @@ def test_class_names_come_from_their_file(dataset, tmp_path):
     path = tsv(tmp_path, [line(dataset, row) for row in range(6)])
     names = tmp_path / "vocab.txt"
     names.write_text("".join(f"thing {number}\n" for number in range(64)))
-    assert read_tsv(path, dataset, names).table.names[63] == "thing 63"
+    assert read_tsv([path], dataset, names).table.names[63] == "thing 63"
     names.write_text("few\n")
     with pytest.raises(DataError, match=r"row 0\): object 0 has the class: \d+\. .*label table 'vocab'"):
-        write(read_tsv(path, dataset, names), dataset, tmp_path / "a.features", QUIET)
+        write(read_tsv([path], dataset, names), dataset, tmp_path / "a.features", QUIET)
 
 
 BAD = {
@@ -109,7 +125,7 @@ BAD = {
 def test_a_bad_line_is_named_by_number_or_image(dataset, tmp_path, name):
     changes, message = BAD[name]
     lines = [line(dataset, row, **(changes if row == 2 else {})) for row in range(6)]
-    source = read_tsv(tsv(tmp_path, lines), dataset)
+    source = read_tsv([tsv(tmp_path, lines)], dataset)
     with pytest.raises(DataError, match=message):
         write(source, dataset, tmp_path / "a.features", QUIET)
 
@@ -118,21 +134,23 @@ def test_files_of_another_kind_are_refused(dataset, tmp_path):
     path = tmp_path / "objects.tsv"
     path.write_text("0\t1\t2\n")
     with pytest.raises(DataError, match=r"line 1 has 3 fields.*img_id, img_h"):
-        read_tsv(path, dataset)
+        read_tsv([path], dataset)
     path.write_text("")
     with pytest.raises(DataError, match="is empty"):
-        read_tsv(path, dataset)
+        read_tsv([path], dataset)
     strange = tsv(tmp_path, [line(dataset, 0, img_id="elsewhere")])
     with pytest.raises(DataError, match=r"nothing of the images .*'elsewhere'.*'0000\.jpg'"):
-        read_tsv(strange, dataset)
+        read_tsv([strange], dataset)
     twice = tsv(tmp_path, [line(dataset, 0), line(dataset, 1), line(dataset, 0)])
-    with pytest.raises(DataError, match=r"line 3 is of image 'COCO_val2014_000000000000', and so is line 1"):
-        read_tsv(twice, dataset)
+    with pytest.raises(
+        DataError, match=r"line 3 is of image 'COCO_val2014_000000000000', and so is .*: line 1"
+    ):
+        read_tsv([twice], dataset)
     ambiguous = tsv(tmp_path, [line(dataset, 0, img_id="0"), line(dataset, 1, img_id="00")])
     with pytest.raises(DataError, match=r"'0000\.jpg' \(row 0\) may be '0' or '00'"):
-        read_tsv(ambiguous, dataset)
+        read_tsv([ambiguous], dataset)
     with pytest.raises(DataError, match="there is no file"):
-        read_tsv(tmp_path / "absent.tsv", dataset)
+        read_tsv([tmp_path / "absent.tsv"], dataset)
 
 
 def test_ids_meet_over_suffix_prefix_and_zeros():

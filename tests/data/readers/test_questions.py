@@ -113,8 +113,30 @@ def test_gqa_and_genome_share_a_table_with_vqa(tmp_path: Path) -> None:
         dataset = Dataset.open(tmp_path / f"{name}.beton")
         assert dataset.answers == Dataset.open(tmp_path / "vqa.beton").answers
         assert dataset.answers_of(0) == [("no", 1.0)]
-        assert manifest.skipped.counts == {"answer outside the answer table": 1}
+        assert not manifest.skipped.counts and set(manifest.outside.counts.values()) == {1}
     assert Dataset.open(tmp_path / "vgqa.beton").images == 2
+
+
+def test_answers_are_spelt_as_the_evaluation_does_and_counted_then(tmp_path: Path) -> None:
+    said = ["Yes", "yes.", "yes", "The yes", "No!", "no", "two", "2", "T-shirt", "t shirt"]
+    answers = [{"answer": answer} for answer in said]
+    asked = save(tmp_path, "q.json", VQA)
+    told = save(tmp_path, "a.json", ANNOTATIONS, lambda v: v["annotations"][0].update(answers=answers))
+    sample = next(iter(read_vqa(asked, tmp_path, told).samples()))
+    assert sample.answers == (("yes", 1.0), ("no", 0.6), ("2", 0.6), ("t shirt", 0.6))
+
+
+def test_a_split_of_gqa_may_be_a_folder_of_files(tmp_path: Path) -> None:
+    folder = tmp_path / "train_all_questions"
+    folder.mkdir()
+    with pytest.raises(DataError, match=r"train_all_questions has no questions.*Check the path"):
+        read_gqa(folder, tmp_path)
+    for number in (1, 0):
+        record = {"imageId": f"n{number}", "question": f"Is it {number}?", "answer": "no"}
+        save(folder, f"train_all_questions_{number}.json", {f"1{number}": record})
+    samples = list(read_gqa(folder, tmp_path).samples())
+    assert [sample.text for sample in samples] == ["Is it 0?", "Is it 1?"]
+    assert "train_all_questions_1.json: question 11" in samples[1].where
 
 
 def test_gqas_test_split_has_no_answers_and_wrong_records_are_named(tmp_path: Path) -> None:
