@@ -227,12 +227,14 @@ class Passes:
                 image, text = joined([image, past[0]]), joined([text, past[1]])
             return select(image, pairs[:, 0]), select(text, pairs[:, 1])
         batch = with_fetched(batch)
-        images, masks, ids, text_masks = batch.images, batch.image_mask, batch.text_ids, batch.text_mask
+        images, masks, keys = batch.images, batch.image_mask, batch.image_keys
+        ids, text_masks = batch.text_ids, batch.text_mask
         if gathered:
-            images, ids, text_masks = (dist.all_gather(t).flatten(0, 1) for t in (images, ids, text_masks))
+            parts = (images, keys, ids, text_masks)
+            images, keys, ids, text_masks = (dist.all_gather(part).flatten(0, 1) for part in parts)
             masks = None if masks is None else dist.all_gather(masks).flatten(0, 1)
         rows, columns = pairs.unbind(1)
-        image = self._model.encode_image(images[rows], None if masks is None else masks[rows])
+        image = self._model.encode_image(images[rows], None if masks is None else masks[rows], keys[rows])
         return image, self._model.encode_text(ids[columns], text_masks[columns])
 
     def _fuse(self, image: States, text: States) -> Encoded:
@@ -248,7 +250,8 @@ class Passes:
 
     def _fetched(self, view: str, past: Fetched) -> tuple[States, States]:
         """Returns the prefixes of what was fetched for a view: [F, N, D] and [F, L, D]."""
-        image = self._remembered(view, past.images, None, self._model.encode_image)
+        encode = partial(self._model.encode_image, image_keys=past.image_keys)
+        image = self._remembered(view, past.images, None, encode)
         return image, self._remembered(view, past.text_ids, past.text_mask, self._model.encode_text)
 
     def _of_all_ranks(self, view: str, part: str) -> States:
@@ -307,6 +310,7 @@ def with_fetched(view: Batch) -> Batch:
     return replace(
         view,
         images=torch.cat((view.images, past.images)),
+        image_keys=torch.cat((view.image_keys, past.image_keys)),
         text_ids=torch.cat((view.text_ids, past.text_ids)),
         text_mask=torch.cat((view.text_mask, past.text_mask)),
         special_mask=torch.cat((view.special_mask, past.special_mask)),

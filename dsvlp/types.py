@@ -101,6 +101,7 @@ class Fetched:
         rows: int64 [F, 2] image rows in the data set: the image's, and that of the text's image.
         samples: int64 [F, 2] samples in the data set, the image's and the text's; -1 where none is named.
         places: int64 [F] places in the pool of the global batch.
+        image_keys: int64 [F], 64-bit hash of (seed, step, the image's sample).
     """
 
     images: "Tensor"
@@ -112,6 +113,7 @@ class Fetched:
     rows: "Tensor"
     samples: "Tensor"
     places: "Tensor"
+    image_keys: "Tensor"
 
     def to(self, device: "torch.device", non_blocking: bool = False) -> "Fetched":
         """Returns the same with every tensor on `device`."""

@@ -15,6 +15,15 @@ PAD, CLS, SEP, MASK, FIRST_WORD = 0, 1, 2, 3, 5
 SHAPES = LabelTable("shapes", (3, 7, 11, 12), ("circle", "square", "triangle", "star"), ignore=0)
 ANSWERS = LabelTable("answers", (0, 1, 2), ("yes", "no", "two"))
 OBJECTS, FEATURES = 5, 12  # of an image, and the width of an object's feature
+SMALL = (
+    "model.text.width=32",
+    "model.text.heads=2",
+    "model.text.feed_forward=64",
+    "model.text.vocabulary=40",
+    "model.text.max_length=10",
+    "batch.global_pairs=8",
+    "batch.micro_pairs=8",
+)
 
 
 def make_facts(vocabulary: int = 40) -> DataFacts:
@@ -131,6 +140,7 @@ def make_fetched(
         numbers,
         numbers,
         torch.arange(count),
+        torch.randint(0, 2**62, (count,), generator=draw),
     )
 
 
@@ -173,21 +183,14 @@ def make_recipe(*overrides: str, objectives: tuple[str, ...] = ("itm", "mlm", "s
         "model.image.width=32",
         "model.image.heads=2",
         "model.image.layers=2",
-        "model.text.width=32",
-        "model.text.heads=2",
         "model.text.layers=2",
-        "model.text.feed_forward=64",
-        "model.text.vocabulary=40",
-        "model.text.max_length=10",
         "model.text.dropout=0.0",
-        "batch.global_pairs=8",
-        "batch.micro_pairs=8",
     )
     dropped = [f"objectives.{name}=false" for name in ("itm", "mlm", "segl") if name not in objectives]
     chosen = [f"objectives.{name}={{}}" for name in objectives]
     ssul = ["objectives.ssul.cell=8"] if "ssul" in objectives else []
     spl = ["model.visual_queries=4"] if "spl" in objectives else []
-    return recipe.load("tiny_svl", [*sizes, *dropped, *chosen, *ssul, *spl, *overrides])
+    return recipe.load("tiny_svl", [*SMALL, *sizes, *dropped, *chosen, *ssul, *spl, *overrides])
 
 
 def make_fiber_recipe(*overrides: str) -> recipe.Recipe:
@@ -197,18 +200,11 @@ def make_fiber_recipe(*overrides: str) -> recipe.Recipe:
         "model.image.width=16",
         "model.image.heads=[1, 2, 2, 4]",
         "model.image.depths=[1, 1, 2, 2]",
-        "model.text.width=32",
-        "model.text.heads=2",
         "model.text.layers=4",
-        "model.text.feed_forward=64",
-        "model.text.vocabulary=40",
         "model.text.positions=16",
-        "model.text.max_length=10",
         "model.fusion.plan=[[3, 1, 1], [4, 0, 2], [4, 1, 3]]",
-        "batch.global_pairs=8",
-        "batch.micro_pairs=8",
     )
-    return recipe.load("tiny_fiber", [*sizes, *overrides])
+    return recipe.load("tiny_fiber", [*SMALL, *sizes, *overrides])
 
 
 def make_meter_recipe(*overrides: str) -> recipe.Recipe:
@@ -226,19 +222,12 @@ def make_semvlp_recipe(*overrides: str) -> recipe.Recipe:
         f"model.objects={OBJECTS}",
         f"model.feature_width={FEATURES}",
         "model.cross_from=1",
-        "model.text.width=32",
-        "model.text.heads=2",
         "model.text.layers=3",
-        "model.text.feed_forward=64",
-        "model.text.vocabulary=40",
-        "model.text.max_length=10",
         "objectives.mop.classes=4",
         "objectives.mop.probability=0.4",
         "objectives.qa={}",
-        "batch.global_pairs=8",
-        "batch.micro_pairs=8",
     )
-    return recipe.load("tiny_semvlp", [*sizes, *overrides])
+    return recipe.load("tiny_semvlp", [*SMALL, *sizes, *overrides])
 
 
 def make_pixelbert_recipe(*overrides: str) -> recipe.Recipe:
@@ -246,14 +235,7 @@ def make_pixelbert_recipe(*overrides: str) -> recipe.Recipe:
     sizes = (
         "model.image_size=128",
         "model.image.batch_norm=frozen",
-        "model.text.width=32",
-        "model.text.heads=2",
         "model.text.layers=2",
-        "model.text.feed_forward=64",
-        "model.text.vocabulary=40",
-        "model.text.max_length=10",
         "data.captions_per_image=1",
-        "batch.global_pairs=8",
-        "batch.micro_pairs=8",
     )
-    return recipe.load("tiny_pixelbert", [*sizes, *overrides])
+    return recipe.load("tiny_pixelbert", [*SMALL, *sizes, *overrides])

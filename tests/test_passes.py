@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dsvlp.passes import Passes, joined
 from dsvlp.recipe import Recipe
 from dsvlp.system import System, TrainRequest, build
-from dsvlp.types import Batch, Fetched, States
+from dsvlp.types import Batch, Encoded, Fetched, States
 from tests.batches import make_batch, make_facts, make_fetched, make_fiber_recipe, make_recipe
 
 PAIRS, FETCHED = 8, 6
@@ -180,6 +180,39 @@ def test_an_image_that_two_views_hold_is_encoded_once(share: bool, runs: int) ->
     for view in ("clean", "masked", "clean"):
         passes.image(view)
     assert model.encoded == ["image"] * runs
+
+
+class Telling:
+    """A model whose image states are the mean of an image and the key that it was encoded with."""
+
+    def encode_image(self, images: Tensor, image_mask: Tensor | None, image_keys: Tensor) -> States:
+        parts = torch.stack((images.double().mean((1, 2, 3)), image_keys.double()), 1)
+        return States(parts[:, None], torch.ones(len(images), 1, dtype=torch.bool))
+
+    def encode_text(self, text_ids: Tensor, text_mask: Tensor) -> States:
+        return States(text_ids[..., None], text_mask)
+
+    def fuse(self, image: States, text: States) -> Encoded:
+        return Encoded(image, text, image.tokens[:, 0])
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("source", ["own", "gathered", "fetched"])
+def test_every_image_is_encoded_with_its_own_key_wherever_it_comes_from(source: str, share: bool) -> None:
+    view, images = make_batch(PAIRS, captions=2, partners=False), PAIRS // 2
+    means, keys = view.images.double().mean((1, 2, 3)), view.image_keys
+    if source == "fetched":
+        past = make_fetched(FETCHED)
+        view = replace(view, fetched=past)
+        means = torch.cat((means, past.images.double().mean((1, 2, 3))))
+        keys = torch.cat((keys, past.image_keys))
+    order = torch.randperm(len(keys), generator=torch.Generator().manual_seed(0))
+    pairs = torch.stack((order, order % images), 1)
+    passes = Passes(Telling(), {"view": view}, share)  # type: ignore[arg-type]
+    found = passes.ask("view", pairs, gathered=source == "gathered").result().pooled
+    assert found is not None and len(keys.unique()) == len(keys)
+    assert torch.equal(found[:, 1], keys.double()[order])
+    torch.testing.assert_close(found[:, 0], means[order])
 
 
 @pytest.mark.parametrize("share", [True, False])

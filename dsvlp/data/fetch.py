@@ -152,7 +152,8 @@ class Fetcher:
     def _make(self, studio: PictureMaker, request: _Request) -> Fetched:
         names = request.names()
         samples = names.numpy()
-        images, rows = self._images(studio, request.step, samples[:, 0])
+        keys = fold(np.array([key_of(self._recipe.seed, request.step, "fetched")]), samples[:, 0])
+        images, rows = self._images(studio, keys, samples[:, 0])
         texts = self._texts(samples[:, 1]) + self._texts(samples[:, 0])
         parts = self._tokenizer.encode(texts, self._recipe.model.text.max_length)
         ids, mask, special = (torch.from_numpy(part).chunk(2) for part in parts)
@@ -166,13 +167,16 @@ class Fetcher:
             rows=torch.from_numpy(np.stack([rows, self._rows(samples[:, 1])], 1)),
             samples=names,
             places=torch.arange(request.first, request.first + len(samples)),
+            image_keys=torch.from_numpy(keys),
         )
 
-    def _images(self, studio: PictureMaker, step: int, samples: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    def _images(
+        self, studio: PictureMaker, keys: np.ndarray, samples: np.ndarray
+    ) -> tuple[Tensor, np.ndarray]:
         """Returns float32 [F, 3, S, S], and int64 [F] the image rows, `NONE` where there is no image."""
         pictures, rows = studio.blank(len(samples), self._canvas), self._rows(samples)
         empty = samples == NONE
-        jobs = self._jobs(step, samples[~empty], np.flatnonzero(~empty))
+        jobs = self._jobs(keys[~empty], samples[~empty], np.flatnonzero(~empty))
         for job, fault in zip(jobs, studio.finish(studio.start(jobs, pictures), pictures), strict=True):
             self.bad.seen += 1
             if fault is not None:
@@ -181,13 +185,12 @@ class Fetcher:
         studio.erase(np.flatnonzero(empty).tolist(), pictures)
         return pictures.images, np.where(empty, NONE, rows)
 
-    def _jobs(self, step: int, samples: np.ndarray, places: np.ndarray) -> list[Job]:
+    def _jobs(self, keys: np.ndarray, samples: np.ndarray, places: np.ndarray) -> list[Job]:
         if not len(samples):
             return []
         source, own = self._sources.find_samples(samples)
         rows = self._sources.rows_of(source, own)
         stored, names = self._sources.read(source, rows), self._sources.names(source, rows)
-        keys = fold(np.array([key_of(self._recipe.seed, step, "fetched")]), samples)
         captions = self._sources.texts(source, own)
         augment = self._recipe.data.augment
         crops = training_crops(keys, stored, captions, self._framing, self._canvas, augment)

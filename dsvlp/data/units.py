@@ -55,10 +55,10 @@ class Units:
         self._dataset, self._captions = dataset, captions
         self._dealt_tasks = np.array([task in tasks for task in TASKS])
         if captions == 1:
-            self._table = CountTable(
-                dataset.samples_count, lambda begin, end: self._is_dealt(slice(begin, end))
-            )
+            self._table = CountTable(dataset.samples_count, self._is_dealt)
         else:
+            chunks = range(0, dataset.samples_count, _CHUNK)
+            self._every_sample = all(self._is_dealt(slice(at, at + _CHUNK)).all() for at in chunks)
             self._table = CountTable(dataset.images, self._groups_of)
         self.count = self._table.total
         if not self.count:
@@ -112,29 +112,35 @@ class Units:
         dealt: np.ndarray = self._dealt_tasks[self._dataset.samples["task"][samples]]
         return dealt
 
-    def _groups_of(self, begin: int, end: int) -> np.ndarray:
-        first = np.asarray(self._dataset.first_sample[begin : end + 1])
-        captions = self._is_dealt(slice(int(first[0]), int(first[-1])))
-        before = np.concatenate([[0], np.cumsum(captions)])[first - first[0]]
-        return -(-np.diff(before) // self._captions)
+    def _groups_of(self, rows: np.ndarray | slice) -> np.ndarray:
+        """Returns int64: how many groups the images of these rows have."""
+        rows = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+        first, end = self._dataset.first_sample[rows], self._dataset.first_sample[rows + 1]
+        captions: np.ndarray = end - first
+        if not self._every_sample:
+            ends = np.cumsum(captions)  # of the images' samples, one image's behind the other's
+            samples = np.arange(captions.sum()) + np.repeat(end - ends, captions)
+            before = np.concatenate([[0], np.cumsum(self._is_dealt(samples))])
+            captions = before[ends] - before[ends - captions]
+        return -(-captions // self._captions)
 
 
 class CountTable:
-    """Finds the u-th unit where element e has `counts(e, e + 1)[0]` units, by sums over blocks.
+    """Finds the u-th unit where element e has `counts(e)` units, by sums over blocks.
 
     Args:
         elements: number of elements.
-        counts: (begin, end) -> how many units each of these elements has.
+        counts: how many units each of some elements has, int64 [E] or a slice.
     """
 
-    def __init__(self, elements: int, counts: Callable[[int, int], np.ndarray]) -> None:
+    def __init__(self, elements: int, counts: Callable[[np.ndarray | slice], np.ndarray]) -> None:
         self._elements, self._counts = elements, counts
         self._block = max(64, 1 << max(0, (elements - 1) // _BLOCKS).bit_length())
         self._single = True  # every element has one unit: finding is the identity
         sums = [np.zeros(1, np.int64)]
         step = max(_CHUNK, self._block)
         for begin in range(0, elements, step):
-            part = counts(begin, min(begin + step, elements)).astype(np.int64)
+            part = counts(slice(begin, min(begin + step, elements))).astype(np.int64)
             self._single &= bool((part == 1).all())
             sums.append(np.add.reduceat(part, np.arange(0, len(part), self._block)))
         self._before = np.cumsum(np.concatenate(sums))
@@ -144,20 +150,24 @@ class CountTable:
         """Returns the units of all elements below `element`."""
         block = min(element // self._block, len(self._before) - 1)
         begin = block * self._block
-        return int(self._before[block]) + (int(self._counts(begin, element).sum()) if element > begin else 0)
+        inside = int(self._counts(slice(begin, element)).sum()) if element > begin else 0
+        return int(self._before[block]) + inside
 
     def find(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns (element [N], which of its units [N]) of units int64 [N]."""
         if self._single:
             return units, np.zeros_like(units)
-        blocks = np.searchsorted(self._before, units, "right") - 1
-        elements, ordinals = np.empty_like(units), np.empty_like(units)
-        for block in np.unique(blocks):
-            here = blocks == block
-            begin = int(block) * self._block
-            ends = np.cumsum(self._counts(begin, min(begin + self._block, self._elements)))
-            inside = units[here] - self._before[block]
-            element = np.searchsorted(ends, inside, "right")
-            elements[here] = begin + element
-            ordinals[here] = inside - np.where(element > 0, ends[element - 1], 0)
+        most = max(1, _CHUNK // self._block)
+        parts = [self._found(units[at : at + most]) for at in range(0, max(1, len(units)), most)]
+        elements, ordinals = (np.concatenate(part) for part in zip(*parts, strict=True))
         return elements, ordinals
+
+    def _found(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns what `find` does, from the counts of all blocks that hold one of the units."""
+        blocks = np.unique(np.searchsorted(self._before, units, "right") - 1)
+        elements = blocks[:, None] * self._block + np.arange(self._block)
+        inside = elements < self._elements
+        counts = inside * self._counts(np.where(inside, elements, 0).ravel()).reshape(elements.shape)
+        ends = self._before[blocks, None] + np.cumsum(counts, 1)  # sorted, since blocks are
+        place = np.searchsorted(ends.ravel(), units, "right")
+        return elements.ravel()[place], units - (ends - counts).ravel()[place]

@@ -108,7 +108,12 @@ def view(tensor: Tensor, piece: Slice) -> Tensor:
 @torch.no_grad()
 def forget_gradients(optimizer: Any, stage: int) -> None:
     """Zeroes the gradients of the step that was made: in stage 3 a parameter that the next step does not use
-    would be updated by them again."""
+    would be updated by them again.
+
+    In every step, whatever the recipe: which parameters a step leaves out is known to its graph alone
+    (SemVLP's mode, an objective without targets), and writing this rank's share once is a seventh of what
+    the optimizer reads and writes of it.
+    """
     if stage == 3:
         optimizer.grad_partitions_flat_buffer.zero_()
         for flat in optimizer.fp32_partitioned_groups_flat:

@@ -22,6 +22,8 @@ from dsvlp.engine.inference import load_weights, named_tensors
 from dsvlp.errors import RecipeError
 from dsvlp.files import read_json, write_json
 from dsvlp.models.pretrained import resize_tables
+from dsvlp.models.semvlp import SemVLP
+from dsvlp.recipe import Recipe
 from dsvlp.system import System
 from dsvlp.types import DataFacts
 
@@ -77,6 +79,8 @@ def begin(system: System, exported: Exported, facts: DataFacts, tokenizer: Token
             left[name] = reason
     kept = {name: tensor for name, tensor in own.items() if not name.startswith("model.")}
     load_weights(system, kept | taken, str(exported.folder))
+    if isinstance(system.model, SemVLP) and _never_crossed(exported.recipe):
+        system.model.start_cross()
     if dist.rank() == 0:
         common = ", ".join(name for name in there if name not in left) or "none"
         log.info("start: step %d of %s; objectives taken: %s", exported.step, exported.folder, common)
@@ -93,6 +97,11 @@ def record(exported: Exported, run: Path) -> None:
     path = run / "manifest.json"
     told = {"folder": str(exported.folder), "step": exported.step, "sha256": exported.sha256}
     write_json(path, read_json(path, "`dsvlp train --run`") | {"start": told})
+
+
+def _never_crossed(recipe: Recipe) -> bool:
+    """Returns whether cross-attention stands in a SemVLP run's export as it was made, but for its decay."""
+    return getattr(recipe.model, "mode_schedule", None) == "single" and recipe.start is None
 
 
 def _by_objective(weights: Weights) -> dict[str, dict[str, Tensor]]:

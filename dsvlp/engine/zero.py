@@ -9,6 +9,7 @@ What is ours and why:
 * Stage 0 has no gradient norm in DeepSpeed: norm, clipping and the check are done here.
 * A step that is not finite is skipped in every stage, on all ranks together: DeepSpeed's own norm
   decides in stages 1 to 3, ours in stage 0, and a flag of the caller (the loss) in all of them.
+  BatchNorm's running statistics, which forward has moved by then, go back to where they were.
 * State is read and written as views of DeepSpeed's flat partitions (`partitions`): nothing is gathered.
 
 A few private names of DeepSpeed 0.19 are used; they are checked once, when an engine is built.
@@ -35,6 +36,7 @@ from dsvlp.engine.door import Door, unpack
 from dsvlp.engine.fragments import BUFFER, WEIGHT, Fragment, Reader, owners
 from dsvlp.engine.optim import MOMENTS, GuardedOptimizer, clip, parameter_groups, total_norm
 from dsvlp.errors import CheckpointError, MissingDependency, RunError
+from dsvlp.layers.batch_norm import moving_statistics
 
 # Its import says on every process that there is no GPU.
 logging.getLogger("DeepSpeed").addFilter(
@@ -131,6 +133,7 @@ class Engine:
         self._group_of = {
             self._names[id(p)]: i for i, g in enumerate(self.optimizer.param_groups) for p in g["params"]
         }
+        self._statistics_before: list[tuple[Tensor, Tensor]] = []  # (running statistic, as the step began)
         self._door = Door(system)
         self._engine, *_ = deepspeed.initialize(
             model=self._door, optimizer=self.optimizer, config=config, dist_init_required=False
@@ -167,6 +170,8 @@ class Engine:
 
     def __call__(self, request: Any) -> Any:
         """Returns what the system's `forward(request)` returns; under autocast in bf16."""
+        if self._engine.training and not self._statistics_before:
+            self._statistics_before = [(own, own.clone()) for own in moving_statistics(self.system)]
         tensors = self._engine(request)
         return unpack(self._door.shape_of_output, tensors)
 
@@ -201,6 +206,7 @@ class Engine:
             )
             allowed = allowed & norm.isfinite()
         partitions.forget_gradients(self._engine.optimizer, self.stage)
+        self._settle_statistics(allowed)
         return StepResult(norm, allowed)
 
     def _norm_and_clip(self) -> Tensor:
@@ -209,6 +215,13 @@ class Engine:
         if self._clip_norm > 0:
             clip(gradients, norm, self._clip_norm)
         return norm
+
+    @torch.no_grad()
+    def _settle_statistics(self, finite: Tensor) -> None:
+        """Takes back what a step that is not finite has done to BatchNorm's running statistics."""
+        for own, before in self._statistics_before:
+            own.copy_(torch.where(finite, own, before))
+        self._statistics_before.clear()
 
     def _views(self) -> Iterator[tuple[Fragment, bool]]:
         """Yields (piece of state here, whether every rank has the whole), in one order on all ranks."""

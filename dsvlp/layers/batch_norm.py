@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from dsvlp import dist
 
@@ -61,6 +62,12 @@ class _Normalised(torch.autograd.Function):
         of_mean, of_scale = dist.all_reduce_sum(own.clone()) / count
         inner = (outer - _wide(of_mean) - normal * _wide(of_scale)) * _wide(inverse * weight)
         return inner.to(maps.dtype), own[1], own[0], None
+
+
+def moving_statistics(module: nn.Module) -> list[Tensor]:
+    """Returns the running statistics that a module's forward moves; none where they are frozen."""
+    norms = [part for part in module.modules() if isinstance(part, _NormBase) and part.training]
+    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
 
 
 def _statistics(maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,23 +11,25 @@ from transformers.models.bert.modeling_bert import BertAttention, BertLayer
 from dsvlp.layers.attention import AttentionBlock
 
 
-def crossed_layer(
-    layer: BertLayer, cross: AttentionBlock, tokens: Tensor, keys: Tensor, context: Tensor, mask: Tensor
-) -> Tensor:
-    """Returns the tokens [B, N, D] after self-attention, cross-attention and feed-forward.
+class CrossedLayer(AttentionBlock):
+    """Cross-attention, with residual and norm of its own, that is run together with a BERT layer's halves."""
 
-    Args:
-        layer: gives the self-attention and the feed-forward.
-        cross: the cross-attention between them, with residual and norm of its own.
-        tokens: [B, N, D].
-        keys: bool [B, 1, 1, N], True at tokens that count.
-        context: [B, M, D], what is read.
-        mask: bool [B, M], True at what of it counts.
-    """
-    attended, _ = layer.attention(tokens, keys)
-    crossed = cross(attended, context, mask)
-    out: Tensor = layer.output(layer.intermediate(crossed), crossed)
-    return out
+    def forward(  # type: ignore[override]
+        self, layer: BertLayer, tokens: Tensor, keys: Tensor, context: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Returns the tokens [B, N, D] after self-attention, cross-attention and feed-forward.
+
+        Args:
+            layer: gives the self-attention and the feed-forward; it stays the model's.
+            tokens: [B, N, D].
+            keys: bool [B, 1, 1, N], True at tokens that count.
+            context: [B, M, D], what is read.
+            mask: bool [B, M], True at what of it counts.
+        """
+        attended, _ = layer.attention(tokens, keys)
+        crossed = super().forward(attended, context, mask)
+        out: Tensor = layer.output(layer.intermediate(crossed), crossed)
+        return out
 
 
 def copy_attention(source: BertAttention, into: AttentionBlock) -> None:

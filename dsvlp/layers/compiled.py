@@ -33,6 +33,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 from transformers.models.roberta.modeling_roberta import RobertaLayer
 
 from dsvlp.errors import MissingDependency, RecipeError
+from dsvlp.layers.bert import CrossedLayer
 from dsvlp.layers.co_attention import CoAttentionLayer
 from dsvlp.layers.cross_modality import CrossModalityLayer
 from dsvlp.layers.fused import FusedPair
@@ -46,6 +47,7 @@ BLOCKS = (
     RobertaLayer,
     CrossModalityLayer,
     CoAttentionLayer,
+    CrossedLayer,
     FusedPair,
 )
 

@@ -10,7 +10,6 @@ Legend: I images, T texts, B pairs, N objects, L text tokens, F feature width, D
 
 from __future__ import annotations
 
-from functools import partial
 from typing import cast
 
 import torch
@@ -18,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertLayer
 
-from dsvlp.layers.attention import AttentionBlock, initialise
-from dsvlp.layers.bert import copy_attention, crossed_layer
+from dsvlp.layers.attention import initialise
+from dsvlp.layers.bert import CrossedLayer, copy_attention
 from dsvlp.layers.objects import ObjectEmbedding
 from dsvlp.layers.recompute import Mode as Recomputed
 from dsvlp.layers.recompute import run_block
@@ -45,16 +44,21 @@ class SemVLP(JointModel):
             table.feature_width, sizes.width, sizes.dropout, average=table.box_fuse == "avg_ln"
         )
         self.cross = nn.ModuleList(
-            AttentionBlock(sizes.width, sizes.heads, sizes.dropout)
+            CrossedLayer(sizes.width, sizes.heads, sizes.dropout)
             for _ in range(table.cross_from, sizes.layers)
         )
         initialise(self.cross, sizes.width)
-        if table.cross_start == "copy":
-            for layer, cross in zip(text.encoder.layer[table.cross_from :], self.cross, strict=True):
-                copy_attention(cast(BertLayer, layer).attention, cast(AttentionBlock, cross))
         self.feature_width, self.cross_from = table.feature_width, table.cross_from
+        self._copies = table.cross_start == "copy"
+        self.start_cross()
         self.inference: Mode = table.inference
         self.checkpointing: Recomputed = "none"
+
+    def start_cross(self) -> None:
+        """Copies the layers' self-attention, as it is now, where `cross_start` says so (M7c)."""
+        if self._copies:
+            for layer, cross in zip(self.text.encoder.layer[self.cross_from :], self.cross, strict=True):
+                copy_attention(cast(BertLayer, layer).attention, cast(CrossedLayer, cross))
 
     def set_activation_checkpointing(self, mode: Recomputed) -> None:
         """Chooses the layers whose activations are recomputed in backward, see `layers.recompute`."""
@@ -100,16 +104,16 @@ class SemVLP(JointModel):
 
     def _two(self, image: States, text: States) -> Encoded:
         """Returns the words after all layers, the objects that read them, and [IMG]'s state."""
-        words = self.text.run_layers(text.tokens, text.mask)
-        objects, keys = image.tokens, image.mask[:, None, None]
+        # Every second row lies apart: a compiled first layer would be another graph than the rest.
+        words = self.text.run_layers(text.tokens.contiguous(), text.mask)
+        objects, keys = image.tokens.contiguous(), image.mask[:, None, None]
         for index, layer in enumerate(self.text.encoder.layer):
             above = index - self.cross_from
             if above < 0:
                 objects = run_block(layer, index, self.checkpointing, objects, keys)
             else:
-                cross = cast(AttentionBlock, self.cross[above])
-                block = partial(crossed_layer, cast(BertLayer, layer), cross)
-                objects = run_block(block, index, self.checkpointing, objects, keys, words, text.mask)
+                inputs = (layer, objects, keys, words, text.mask)
+                objects = run_block(self.cross[above], index, self.checkpointing, *inputs)
         return Encoded(States(objects, image.mask), States(words, text.mask), objects[:, 0])
 
 

@@ -198,14 +198,18 @@ class MOP(Objective):
     def constant_loss(self, statistics: Tensor) -> dict[str, float]:
         """Returns loss and accuracy of always predicting the classes' shares and the mean feature.
 
-        Half the variance is smooth-L1's loss while features stay within 1 of their mean, and more than it
-        where they do not: what stays below the constant by smooth-L1 may then still be as good as it.
+        By smooth-L1 the best constant's loss is at most this, and this where features stay within 1 of their
+        mean. Exactly it would take the features' whole distribution. Smooth-L1 is a concave function of the
+        squared error, so the mean's loss is at most that of the deviation (Jensen).
         """
         classes, count, total, squares = statistics.split(
             (self.table.classes, 1, self.features, self.features)
         )
         count = count.clamp(min=1)
-        variance = float((squares / count - (total / count) ** 2).mean())
+        variance = (squares / count - (total / count) ** 2).clamp(min=0)
+        if self.table.regression == "smooth_l1":
+            regression = F.smooth_l1_loss(variance.sqrt(), torch.zeros_like(variance))
+        else:
+            regression = variance.mean()
         best = class_constant(classes)
-        half = 0.5 if self.table.regression == "smooth_l1" else 1.0
-        return best | {"loss": half * variance + best["loss"] * float(classes.sum() / count)}
+        return best | {"loss": float(regression) + best["loss"] * float(classes.sum() / count)}

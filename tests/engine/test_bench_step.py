@@ -5,6 +5,8 @@ import os
 import statistics
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,20 +45,25 @@ def rows(recipe_: recipe.Recipe, *ranks: Measured) -> dict[str, list[float]]:
     return {figure.name: figure.values for figure in figures(recipe_, FACTS, ranks)}
 
 
-def test_real_steps_are_measured_written_and_compared_with_themselves(tmp_path):
-    saved = tmp_path / "saved.json"
-    command = [sys.executable, "-m", "dsvlp", "bench", "step", "tiny_svl", *TINY, "--nproc", "1"]
-    lengths = ["--steps", "2", "--warmup", "1", "--repeats", "9", "--parts"]
+def bench(scratch: Path, *arguments: str) -> tuple[dict[str, Any], str]:
+    """Runs `dsvlp bench step tiny_svl` on one process; returns the JSON that it wrote and what it printed."""
+    saved = scratch / "saved.json"
+    command = [sys.executable, "-m", "dsvlp", "bench", "step", "tiny_svl", *arguments, "--nproc", "1"]
     done = subprocess.run(
-        [*command, *lengths, "--json", str(saved)],
-        env=environment(tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache")),
+        [*command, "--json", str(saved)],
+        env=environment(scratch, XDG_CACHE_HOME=str(scratch / "cache")),
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    result = json.loads(saved.read_text())
+    return json.loads(saved.read_text()), done.stdout
+
+
+def test_real_steps_are_measured_written_and_compared_with_themselves(tmp_path):
+    lengths = ["--steps", "2", "--warmup", "1", "--repeats", "9", "--parts"]
+    result, said = bench(tmp_path, *TINY, *lengths)
     found = {figure["name"]: figure for figure in result["figures"]}
     parts = ("data wait", "prepare", "forward", "backward", "optimizer step", "other")
     whole = found["whole step"]["values"]
@@ -78,27 +85,18 @@ def test_real_steps_are_measured_written_and_compared_with_themselves(tmp_path):
             assert 0 < found[FLOOR + name]["median"] < found[PART + name]["median"], name
     assert found[FLOOR + "optimizer"]["median"] > 0 and found[PART + "optimizer"]["median"] > 0
     assert 0 <= found["unexplained, share of the step"]["lowest"] < 5
-    assert "furthest above their floors" in done.stdout
-    assert "pairs/s" in done.stdout and f"torch {result['versions']['torch']}" in done.stdout
+    assert "furthest above their floors" in said
+    assert "pairs/s" in said and f"torch {result['versions']['torch']}" in said
 
 
 def test_forward_and_backward_alone_are_compared_in_turns_with_counted_flops_and_memory(tmp_path):
-    saved = tmp_path / "saved.json"
     overrides = [part for part in TINY if "queries" not in part and "spl" not in part]
-    command = [sys.executable, "-m", "dsvlp", "bench", "step", "tiny_svl", *overrides, "--no-update"]
-    lengths = ["--steps", "1", "--warmup", "1", "--repeats", "1", "--count-flops", "--nproc", "1"]
-    done = subprocess.run(
-        [*command, *lengths, "--against", "model.image.layers=3", "--json", str(saved)],
-        env=environment(tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache")),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    lengths = ["--steps", "1", "--warmup", "1", "--repeats", "1", "--count-flops"]
+    variants = ["--no-update", "--against", "model.image.layers=3"]
+    result, _ = bench(tmp_path, *overrides, *variants, *lengths)
     one, three = (
         {figure["name"]: figure["median"] for figure in variant["figures"]}
-        for variant in json.loads(saved.read_text())["variants"].values()
+        for variant in result["variants"].values()
     )
     for found in (one, three):
         assert 0 < found[GROWTH] < found["peak memory, resident, largest process"]

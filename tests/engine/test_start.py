@@ -23,7 +23,7 @@ from dsvlp.errors import CheckpointError, RecipeError
 from dsvlp.recipe import Recipe
 from dsvlp.system import System, TrainRequest, build
 from dsvlp.types import DataFacts, LabelTable
-from tests.batches import make_batch, make_facts, make_fiber_recipe, make_recipe
+from tests.batches import make_batch, make_facts, make_fiber_recipe, make_recipe, make_semvlp_recipe
 from tests.engine.exports import tokenizer, write_export
 from tests.engine.processes import ROOT, environment
 
@@ -184,6 +184,30 @@ def test_changed_bytes_and_another_vocabulary_are_refused(folder, tmp_path):
     )
     with pytest.raises(RecipeError, match=r"not the one that .* Set data\.tokenizer=.*tokenizer"):
         start.begin(system, exported, make_facts(), train_wordpiece(["other words"], 40))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "copied"),
+    [
+        (["model.mode_schedule=single"], [], True),
+        (["model.mode_schedule=single"], ["model.cross_start=random"], False),
+        (["model.mode_schedule=halves"], [], False),
+        (["model.mode_schedule=two"], [], False),
+        (["model.mode_schedule=single", "start=of_both"], [], False),  # may have come with trained ones
+    ],
+)
+def test_cross_attention_that_was_never_trained_is_copied_from_the_starts_self_attention(
+    theirs, ours, copied, tmp_path
+):
+    write_export(make_semvlp_recipe(*theirs), tmp_path / "semvlp")
+    system = begun(make_semvlp_recipe("seed=3", *ours), tmp_path / "semvlp")
+    found = differing(system, load_file(tmp_path / "semvlp" / WEIGHTS))
+    cross = {name for name in named_tensors(system) if name.startswith("model.cross.")}
+    assert cross and found == (cross if copied else set())
+    if copied:
+        for layer, block in zip(system.model.text.encoder.layer[1:], system.model.cross, strict=True):
+            assert torch.equal(block.attention.query.weight, layer.attention.self.query.weight)
+            assert torch.equal(block.norm.bias, layer.attention.output.LayerNorm.bias)
 
 
 SMALL = [

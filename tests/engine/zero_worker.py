@@ -176,10 +176,10 @@ def veto(engine: Engine, number: int) -> bool:
 
 
 def digest_of_trained(engine: Engine) -> str:
-    """Returns a hash of masters, moments and module copies; buffers advance in a skipped step too."""
+    """Returns a hash of masters, moments, running statistics and module copies."""
     mine = hashlib.sha256()
     for f in engine.fragments():
-        if f.state != "buffer":
+        if f.name != "seen":  # counts forwards, also those of a skipped step
             mine.update(f.tensor.cpu().numpy().tobytes())
     for _, tensor in engine.weights():
         mine.update(tensor.numpy().tobytes())

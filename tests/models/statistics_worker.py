@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dsvlp import dist
 from dsvlp.engine.zero import Engine, join
@@ -38,18 +38,43 @@ def two_ranks(kind: str) -> dict[str, Any]:
     recipe = make_pixelbert_recipe(
         f"model.image.batch_norm={kind}", "batch.micro_pairs=4", "engine.activation_checkpointing=full"
     )
-    system = build(recipe, make_facts())
-    engine = Engine(system, recipe, accumulation=1)
+    engine = Engine(build(recipe, make_facts()), recipe, accumulation=1)
     engine.train()
-    half = range(4 * dist.rank(), 4 * dist.rank() + 4)
-    losses = engine(TrainRequest(system.prepare(take_pairs(make_batch(image_size=128), half))))
-    engine.backward(torch.stack([loss.sum for loss in losses.values()]).sum())
-    engine.step(1.0)
+    step(engine)
     before = dist.gather_objects(statistics(engine.system))
     engine.fragments()
     after = dist.gather_objects(statistics(engine.system))
+    skipped = dist.gather_objects(through_a_bad_batch(engine))
     engine.close()
-    return {"before": before, "after": after}
+    return {"before": before, "after": after, "skipped": skipped}
+
+
+def step(engine: Engine, pixel: float | None = None) -> bool:
+    """Trains on this rank's half of a batch, the last rank's first pixel as given; returns `finite`."""
+    batch = take_pairs(make_batch(image_size=128), range(4 * dist.rank(), 4 * dist.rank() + 4))
+    if pixel is not None and dist.rank() == 1:
+        batch.images[0, 0, 0, 0] = pixel
+    losses = engine(TrainRequest(engine.system.prepare(batch)))
+    engine.backward(torch.stack([loss.sum for loss in losses.values()]).sum())
+    return bool(engine.step(1.0).finite)
+
+
+def through_a_bad_batch(engine: Engine) -> dict[str, bool]:
+    """Returns whether the state is as it was after an infinite pixel, and whether the next step moves it."""
+
+    def state() -> dict[str, Tensor]:
+        return {f"{f.name} {f.state}": f.tensor.clone() for f in engine.fragments()}
+
+    before, finite = state(), step(engine, float("inf"))
+    after, next_finite = state(), step(engine)
+    moved = state()
+    return {
+        "finite": finite,
+        "untouched": all(torch.equal(before[name], after[name]) for name in before),
+        "next_finite": next_finite and all(bool(tensor.isfinite().all()) for tensor in moved.values()),
+        "weights_move": any(not torch.equal(after[n], moved[n]) for n in after if n.endswith(" weight")),
+        "statistics_move": any(not torch.equal(after[n], moved[n]) for n in after if n.endswith(" buffer")),
+    }
 
 
 if __name__ == "__main__":

@@ -49,3 +49,14 @@ def test_synchronised_statistics_are_those_of_one_process_and_a_save_changes_no_
 def test_a_recomputed_batch_counts_once(found: dict[str, Any], kind: str) -> None:
     counted = tensors(found[kind]["before"][0], "num_batches_tracked")
     assert set(counted.tolist()) == {1.0}
+
+
+@pytest.mark.parametrize("kind", ["frozen", "train", "sync"])
+def test_an_infinite_pixel_on_one_rank_leaves_all_state_as_it_was_and_the_next_step_trains(
+    found: dict[str, Any], kind: str
+) -> None:
+    for rank in found[kind]["skipped"]:
+        assert (rank["finite"], rank["untouched"]) == (False, True)
+        assert rank["next_finite"] and rank["weights_move"]
+    moved = [rank["statistics_move"] for rank in found[kind]["skipped"]]
+    assert any(moved) == (kind != "frozen")  # each rank writes a share

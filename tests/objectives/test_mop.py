@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dsvlp.errors import RecipeError
 from dsvlp.objectives.itm import ITM
@@ -140,6 +141,22 @@ def test_the_constant_is_the_shares_of_the_classes_and_the_mean_feature() -> Non
     found = mop.constant_loss(mop.constant(targets))
     assert found["loss"] == pytest.approx(float(expected))
     assert found["accuracy"] == pytest.approx(float(counts.max() / counts.sum()))
+
+
+@pytest.mark.parametrize(("scale", "exact"), [(0.1, True), (3.0, False)])
+def test_by_smooth_l1_the_best_constant_is_at_most_what_is_told(scale: float, exact: bool) -> None:
+    batch, mop = make_objects(40, partners=False), _mop(probability=0.5)
+    batch = replace(batch, images=batch.images.clamp(-5, 5) * scale, object_labels=None)
+    view, targets = mop.prepare(batch)
+    features = batch.images[_hidden(batch, view)][:, :FEATURES].double()
+    constants = torch.linspace(-5 * scale, 5 * scale, 2001)[:, None, None].double()
+    best = F.smooth_l1_loss(*torch.broadcast_tensors(constants, features), reduction="none").mean(1).min(0)
+    found = mop.constant_loss(mop.constant(targets))["loss"]
+    if exact:
+        assert found == pytest.approx(float(best.values.mean()), rel=1e-4)
+    else:
+        half_the_variance = float(features.var(0, correction=0).mean()) / 2
+        assert float(best.values.mean()) < found < half_the_variance
 
 
 def test_a_detector_with_more_classes_than_the_head_is_refused() -> None:
