@@ -25,7 +25,7 @@ def pixelbert(model: PixelBERTModel, text_n: float, rule: Rule, runs: Runs, pair
 
 
 def projection(model: PixelBERTModel, rule: Rule) -> Part:
-    """Returns pool, 1x1 convolution and norm for one image: the pooled map, where it comes from, the tokens."""
+    """Returns pool, 1x1 convolution, norm for an image: the pooled map, where it comes from, the tokens."""
     _, channels = cnn.trunk(model.image.name, picture(model))
     norm = rule.norm(cells(model), model.text.width) if model.norm_pixels else 0.0
     return Part((rule.product + kept_cnn.PLACE) * channels * cells(model) + norm)
