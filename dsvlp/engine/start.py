@@ -81,6 +81,7 @@ def begin(system: System, exported: Exported, facts: DataFacts, tokenizer: Token
     load_weights(system, kept | taken, str(exported.folder))
     if isinstance(system.model, SemVLP) and _never_crossed(exported.recipe):
         system.model.start_cross()
+        log.info("start: cross-attention, which was never trained there, starts as self-attention")
     if dist.rank() == 0:
         common = ", ".join(name for name in there if name not in left) or "none"
         log.info("start: step %d of %s; objectives taken: %s", exported.step, exported.folder, common)

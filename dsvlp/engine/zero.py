@@ -133,7 +133,8 @@ class Engine:
         self._group_of = {
             self._names[id(p)]: i for i, g in enumerate(self.optimizer.param_groups) for p in g["params"]
         }
-        self._statistics_before: list[tuple[Tensor, Tensor]] = []  # (running statistic, as the step began)
+        self._statistics = moving_statistics(system)
+        self._statistics_before: list[Tensor] = []  # as the step began; none between steps
         self._door = Door(system)
         self._engine, *_ = deepspeed.initialize(
             model=self._door, optimizer=self.optimizer, config=config, dist_init_required=False
@@ -162,6 +163,7 @@ class Engine:
     def train(self) -> None:
         """Switches dropout and batch statistics on."""
         self._engine.train()
+        self._statistics = moving_statistics(self.system)
 
     def eval(self) -> None:
         """Switches dropout and batch statistics off, and averages BatchNorm's running ones over ranks."""
@@ -171,7 +173,7 @@ class Engine:
     def __call__(self, request: Any) -> Any:
         """Returns what the system's `forward(request)` returns; under autocast in bf16."""
         if self._engine.training and not self._statistics_before:
-            self._statistics_before = [(own, own.clone()) for own in moving_statistics(self.system)]
+            self._statistics_before = [own.clone() for own in self._statistics]
         tensors = self._engine(request)
         return unpack(self._door.shape_of_output, tensors)
 
@@ -219,9 +221,9 @@ class Engine:
     @torch.no_grad()
     def _settle_statistics(self, finite: Tensor) -> None:
         """Takes back what a step that is not finite has done to BatchNorm's running statistics."""
-        for own, before in self._statistics_before:
+        for own, before in zip(self._statistics, self._statistics_before, strict=False):  # or there are none
             own.copy_(torch.where(finite, own, before))
-        self._statistics_before.clear()
+        self._statistics_before = []
 
     def _views(self) -> Iterator[tuple[Fragment, bool]]:
         """Yields (piece of state here, whether every rank has the whole), in one order on all ranks."""
@@ -293,6 +295,7 @@ class Engine:
             CheckpointError: names the tensors that are missing, unexpected or of another shape.
         """
         self._check_table(reader)
+        self._statistics_before = []
         counters = reader.state["engine"]
         outer = self._engine.optimizer
         partitions.before_writing(outer, self.stage)

@@ -126,7 +126,7 @@ class Predictor:
             raise RunError(
                 "this system was trained without objectives.itm and cannot match",
                 "a system with ITM",
-                "Use `similarity` where it has objectives.itc, or train one with objectives.itm=true",
+                "Use `similarity` where it has objectives.itc, or train one with objectives.itm={}",
             )
         _, logits = cast(tuple[Encoded, Tensor], self._system(MatchRequest(images, texts)))
         return torch.sigmoid(logits)
@@ -142,7 +142,7 @@ class Predictor:
             raise RunError(
                 "this system was trained without objectives.itc and cannot compare",
                 "a system with ITC",
-                "Use `score` where it has objectives.itm, or train one with objectives.itc=true",
+                "Use `score` where it has objectives.itm, or train one with objectives.itc={}",
             )
         image, text = cast(tuple[Tensor, Tensor], self._system(EmbedRequest(images, texts)))
         return (image * text).sum(1)

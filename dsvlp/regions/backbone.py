@@ -68,14 +68,12 @@ class Backbone:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(_SEED)
                 cnn = CNN(Table(name=name))
-            if weights == RANDOM:
-                _normalise_by_picture(cnn)
-            else:
+            self._one_by_one = weights == RANDOM and _normalise_by_picture(cnn)
+            if weights != RANDOM:
                 load_cnn(cnn.body, weights or name)
         except RecipeError as error:  # it speaks of a recipe's keys
             found = error.found.removeprefix(f"model.image.name = {name!r}").removeprefix("model.image.")
             raise DataError(f"--backbone {name}: {found.lstrip(': ')}", error.expected, error.fix) from error
-        self._one_by_one = weights == RANDOM
         self._cnn = cnn.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._sizes, self._device, self.width = sizes, device, cnn.width
         config = timm.data.resolve_model_data_config(cnn.body)
@@ -84,8 +82,18 @@ class Backbone:
 
     @torch.inference_mode()
     def maps(self, pictures: Sequence[Tensor]) -> Iterator[tuple[list[int], Tensor]]:
-        """Yields (places, their maps [I, C, h, w]) of pictures uint8 [3, H, W] on the device."""
+        """Yields (places, their maps [I, C, h, w]) of pictures uint8 [3, H, W] on the device.
+
+        Raises:
+            DataError: drawn weights, and a picture of a single cell.
+        """
         sizes = [self._sizes.of(picture.shape[1], picture.shape[2]) for picture in pictures]
+        if self._one_by_one and (STRIDE, STRIDE) in sizes:
+            raise DataError(
+                f"a picture is resized to {STRIDE} x {STRIDE} pixels: one cell",
+                "several: drawn weights normalise each picture by its own cells",
+                "Raise --shorter and --longer, or give --weights",
+            )
         for places in [[place] for place in range(len(sizes))] if self._one_by_one else alike(sizes):
             images = torch.cat([self._resized(pictures[place], sizes[place]) for place in places])
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
@@ -100,12 +108,15 @@ class Backbone:
         return resized * self._scale + self._shift
 
 
-def _normalise_by_picture(cnn: CNN) -> None:
-    """Prepares drawn weights: BatchNorm has no statistics yet, and timm starts residual branches at zero.
+def _normalise_by_picture(cnn: CNN) -> bool:
+    """Prepares drawn weights, and returns whether there was anything to prepare: a BatchNorm.
 
-    As they are, all pictures would have nearly the same features (cosine 0.8 for a ResNet-50), of size 0.03.
+    It has no statistics yet, and timm starts residual branches at zero. As they are, all pictures would have
+    nearly the same features (a ResNet-50's: cosine 0.8, size 0.03).
     """
-    for part in cnn.modules():
-        if isinstance(part, _BatchNorm):
-            part.track_running_stats, part.running_mean, part.running_var = False, None, None
-            torch.nn.init.ones_(part.weight)
+    norms = [part for part in cnn.modules() if isinstance(part, _BatchNorm)]
+    for norm in norms:
+        norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+        if norm.affine:
+            torch.nn.init.ones_(norm.weight)
+    return bool(norms)

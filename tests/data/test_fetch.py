@@ -88,12 +88,14 @@ def test_every_place_holds_what_its_samples_name(noise):
     assert found.text_mask.any(1).all()  # an empty text still has its two special tokens
 
 
-def test_pixels_depend_on_seed_step_and_sample_alone(noise):
+def test_pixels_and_keys_depend_on_seed_step_and_sample_alone(noise):
     (first, again, other_step) = fetch(noise, (5, SAMPLES), (5, SAMPLES), (6, SAMPLES))
     assert_equal(first, again)
     assert not torch.equal(first.images[0], other_step.images[0])
     (reversed_,) = fetch(noise, (5, SAMPLES.flip(0)), overrides=("data.workers=0",))
     assert torch.equal(reversed_.images, first.images.flip(0))
+    assert torch.equal(reversed_.image_keys, first.image_keys.flip(0))
+    assert len({*first.image_keys.tolist(), *other_step.image_keys.tolist()}) == 2 * len(SAMPLES)
     (other_seed,) = fetch(noise, (5, SAMPLES), overrides=("seed=1",))
     assert not torch.equal(first.images[0], other_seed.images[0])
 

@@ -65,6 +65,11 @@ def test_random_weights_are_the_same_each_time():
     assert torch.equal(a, b)
 
 
+def test_random_weights_refuse_a_picture_of_one_cell():
+    with pytest.raises(DataError, match="resized to 32 x 32 pixels: one cell"):
+        list(Backbone("resnet18", "random", Sizes(32, 32), CPU).maps([shown(0, 40, 40)]))
+
+
 def test_random_weights_tell_pictures_apart():
     backbone = Backbone("resnet18", "random", SMALL, CPU)
     one, other = (maps.flatten() for _, maps in backbone.maps([shown(0, 64, 96), shown(1, 64, 96)]))

@@ -6,6 +6,7 @@ LXMERT, and SemVLP after it, trains on all three at once; their answers then sta
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -95,6 +96,13 @@ def _files(path: Path) -> list[Path]:
             f"{path} has no questions",
             "files *.json, as in GQA's train_all_questions",
             "Check the path",
+        )
+    splits = {re.sub(r"_\d+$", "", file.stem): file.name for file in files}
+    if len(splits) > 1:
+        raise DataError(
+            f"{path} holds more than one split: {' and '.join(list(splits.values())[:2])}",
+            "the files of one, as train_all_questions_0.json, train_all_questions_1.json, ...",
+            "Name one file, or move the files of a split into a folder of their own",
         )
     return files
 

@@ -137,6 +137,9 @@ def test_a_split_of_gqa_may_be_a_folder_of_files(tmp_path: Path) -> None:
     samples = list(read_gqa(folder, tmp_path).samples())
     assert [sample.text for sample in samples] == ["Is it 0?", "Is it 1?"]
     assert "train_all_questions_1.json: question 11" in samples[1].where
+    save(folder, "val_all_questions.json", {})
+    with pytest.raises(DataError, match=r"more than one split: train_all_questions_1.json and val_all_"):
+        read_gqa(folder, tmp_path)
 
 
 def test_gqas_test_split_has_no_answers_and_wrong_records_are_named(tmp_path: Path) -> None:
