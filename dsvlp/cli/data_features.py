@@ -60,7 +60,7 @@ _OF_READING = ("classes", "max_missing")
     show_default=True,
     help="With --from: share of images that may have no regions.",
 )
-@click.option("--force", is_flag=True, help="Replace features of this name.")
+@click.option("--force", is_flag=True, help="Replace features of this name; not with several ranks.")
 @click.pass_context
 def command(
     ctx: click.Context,

@@ -151,6 +151,13 @@ def row_metadata(path: Path, rows: int, fields: Mapping[str, type[Field]] = ROW)
     return np.memmap(path, _metadata_type(fields), "r", offset=_metadata_start(fields), shape=(rows,))
 
 
+def metadata_within(data: np.ndarray, rows: int, fields: Mapping[str, type[Field]] = ROW) -> np.ndarray:
+    """Returns the same as a view of the whole file's mapped bytes."""
+    start, kind = _metadata_start(fields), _metadata_type(fields)
+    view: np.ndarray = data[start : start + rows * kind.itemsize].view(kind)
+    return view
+
+
 def _metadata_type(fields: Mapping[str, type[Field]]) -> np.dtype:
     return get_metadata_type([field() for field in fields.values()])
 

@@ -78,7 +78,8 @@ class Parts:
 
     def describe(self, table: LabelTable, width: int) -> None:
         """Notes the classes and the features' width, which all parts share."""
-        _write(self.folder / _ABOUT, json.dumps({"table": table.to_json(), "width": width}).encode())
+        with suppress(FileNotFoundError):  # another process has joined the parts
+            _write(self.folder / _ABOUT, json.dumps({"table": table.to_json(), "width": width}).encode())
 
     def description(self) -> tuple[LabelTable, int]:
         """Returns what `describe` noted."""

@@ -126,11 +126,19 @@ def make_features(path: Path, out: Path, settings: Settings, crew: Crew, options
     if out.suffix != SUFFIX:
         raise DataError(f"{out} is no name of region features", f"X{SUFFIX}", f"Set --out {out}{SUFFIX}")
     job = _Job(dataset, out, settings.arguments(dataset), options)
+    parts = Parts(out, spans(dataset))
+    if out.exists() and crew.world > 1 and options.force:
+        raise DataError(
+            f"{out} exists: a rank that comes late cannot tell it from what the others have just made",
+            "no features of this name, where several ranks make them",
+            f"Remove {out}, then start all ranks without --force",
+        )
     if out.exists() and not options.force:
-        if crew.world == 1 or (there := job.finished()) is None:
+        if (there := job.finished()) is not None:
+            parts.remove()  # a kill may have left them
+        if crew.world == 1 or there is None:
             raise DataError(f"{out} exists", "a new name", "Choose another --out, or replace it with --force")
         return Outcome(there, 0, 0.0)
-    parts = Parts(out, spans(dataset))
     parts.begin(job.arguments)
     if not options.force and (there := job.finished()) is not None:  # since the look above
         parts.remove()
@@ -140,7 +148,7 @@ def make_features(path: Path, out: Path, settings: Settings, crew: Crew, options
     with tqdm(total=dataset.images, initial=before, unit=" images", disable=not shown) as bar:
         for made in _making(_Work(path, parts, settings, crew, options.dtype)):
             bar.update(made - bar.n)
-    images, seconds = parts.rows_made() - before, time.monotonic() - began
+    images, seconds = max(0, parts.rows_made() - before), time.monotonic() - began
     manifest = None if parts.missing() else _join(parts, job, settings)
     return Outcome(manifest, images, seconds)
 

@@ -69,7 +69,7 @@ def test_a_rank_that_is_not_the_last_says_who_writes(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     dataset, out = small_data(tmp_path, 20), tmp_path / "x.features"
-    cnn = ("--backbone", "resnet18", "--weights", "random", "--shorter", 32, "--longer", 64)
+    cnn = ("--backbone", "resnet18", "--weights", "random", "--shorter", 64, "--longer", 96)
     words = ("features", dataset.path, "--out", out, "--boxes", "grid", "--objects", 4, *cnn, "--workers", 0)
     code, output = run(*words)
     assert code == 0 and "rank 1 of 2: 4 images made" in output and "the last rank to finish" in output

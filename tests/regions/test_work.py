@@ -21,6 +21,7 @@ from dsvlp.data.features.writer import Options
 from dsvlp.errors import DataError, RunError
 from dsvlp.regions import work
 from dsvlp.regions.backbone import Sizes
+from dsvlp.regions.parts import Parts
 from dsvlp.regions.work import Crew, Settings, make_features
 from tests.engine.processes import environment
 from tests.regions.pictures import CLASSES, random_detr, small_data
@@ -126,7 +127,7 @@ from dsvlp.regions.backbone import Sizes
 from dsvlp.regions.work import Crew, Settings, make_features
 if __name__ == "__main__":
     rank, rounds, data, out = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
-    settings = Settings("grid", None, "resnet18", "random", 4, Sizes(32, 32))
+    settings = Settings("grid", None, "resnet18", "random", 4, Sizes(64, 64))
     for number in range(rounds):
         folder = out / str(number)
         folder.mkdir(parents=True, exist_ok=True)
@@ -157,11 +158,17 @@ def test_ranks_that_begin_and_end_at_any_time_finish_quietly_and_come_to_the_sam
         )
         for rank in range(3)
     ]
+    end = time.monotonic() + 400
     try:
-        assert [process.wait(400) for process in ranks] == [0, 0, 0]
+        while any(process.poll() is None for process in ranks):
+            assert not any(process.poll() for process in ranks), "a rank failed: its error stands above"
+            assert time.monotonic() < end, "the ranks wait for each other"
+            time.sleep(0.05)
     finally:
         for process in ranks:
             process.kill()
+            process.wait(30)
+    assert [process.returncode for process in ranks] == [0, 0, 0]
     first = read(tmp_path / "out" / "0" / "x.features", data)
     for folder in (tmp_path / "out").iterdir():
         assert_same(read(folder / "x.features", data), first)
@@ -187,6 +194,10 @@ def test_a_rank_that_comes_late_takes_no_other_features_for_its_own(dataset, tmp
     ):
         with pytest.raises(DataError, match=r"exists.*--force"):
             make_features(dataset.path, out, settings, late, options)
+    with pytest.raises(DataError, match="start all ranks without --force"):
+        make_features(dataset.path, out, GRID, late, replace(OPTIONS, force=True))
+    Parts(out, []).folder.mkdir()  # left by a kill between the joining and the removal
+    assert make_features(dataset.path, out, GRID, late, OPTIONS).manifest == made
     assert [path.name for path in tmp_path.iterdir()] == ["x.features"]
 
 

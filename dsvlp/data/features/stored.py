@@ -10,6 +10,7 @@ Legend: I images, N objects of an image, F feature width.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from dsvlp.data.features import manifest as feature_manifest
 from dsvlp.data.features.layout import OBJECT, ROW, STORED, row_bytes
 from dsvlp.data.features.manifest import FeatureManifest, shard_name
 from dsvlp.data.features.rows import Regions
-from dsvlp.data.shard import check_shard, row_metadata
+from dsvlp.data.shard import check_shard, metadata_within
 from dsvlp.errors import DataError
 from dsvlp.types import LabelTable
 
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
     from dsvlp.data.dataset import Dataset
 
 
-OPEN_SHARDS = 64
-"""Most shards that stay mapped, two file handles each: those of 262,144 images."""
+OPEN_SHARDS = 256
+"""Most shards that stay mapped, a file handle each: those of a million images."""
+
+Identity = tuple[int, int, int]  # a file's inode, bytes, time of the last change
 
 
 class Features:
@@ -53,9 +56,10 @@ class Features:
     def __init__(self, path: Path, manifest: FeatureManifest, open_shards: int = OPEN_SHARDS) -> None:
         self.path, self.manifest = path, manifest
         self.objects, self.width = manifest.objects, manifest.width
-        for number in range(len(manifest.shard_rows)):
-            _check_shard(path, manifest, number)
-        self._shard = lru_cache(open_shards)(partial(_Shard.open, path, manifest))  # which threads may share
+        seen = [_check_shard(path, manifest, number) for number in range(len(manifest.shard_rows))]
+        self._shard = lru_cache(open_shards)(
+            partial(_Shard.open, path, manifest, seen)
+        )  # threads may share it
         self._first_row = np.cumsum([0, *manifest.shard_rows[:-1]])
         self._stored = STORED[manifest.dtype]
 
@@ -135,18 +139,21 @@ class _Shard:
     sizes: tuple[int, int]
 
     @classmethod
-    def open(cls, path: Path, manifest: FeatureManifest, number: int) -> _Shard:
-        """Maps a file that has been checked."""
+    def open(cls, path: Path, manifest: FeatureManifest, seen: list[Identity], number: int) -> _Shard:
+        """Maps a file that has been checked, and that nobody has replaced since."""
         file = path / shard_name(number)
         try:
-            data = np.asarray(np.memmap(file, np.uint8, "r"))
-            features, objects = _columns(row_metadata(file, manifest.shard_rows[number], ROW))
+            with file.open("rb") as handle:
+                if _identity(handle.fileno()) != seen[number]:
+                    raise ValueError("it has been replaced or changed")
+                data = np.asarray(np.memmap(handle, np.uint8, "r"))
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{file} cannot be opened: {error}",
                 "the file that was there when this run began",
-                "`dsvlp data check --features` names the damage",
+                "Resume the run with the features that it began with; `dsvlp data check` finds damage",
             ) from error
+        features, objects = _columns(metadata_within(data, manifest.shard_rows[number], ROW))
         return cls(data, features["ptr"], objects["ptr"], _sizes(manifest))
 
     def row(self, local: int) -> tuple[np.ndarray, np.ndarray]:
@@ -155,8 +162,17 @@ class _Shard:
         return self.data[first : first + self.sizes[0]], self.data[second : second + self.sizes[1]]
 
 
-def _check_shard(path: Path, manifest: FeatureManifest, number: int) -> None:
-    """Raises `DataError` where a file is damaged, or its rows are not of the manifest's size."""
+def _identity(file: Path | int) -> Identity:
+    told = os.stat(file)
+    return told.st_ino, told.st_size, told.st_mtime_ns
+
+
+def _check_shard(path: Path, manifest: FeatureManifest, number: int) -> Identity:
+    """Returns which file was checked.
+
+    Raises:
+        DataError: it is damaged, or its rows are not of the manifest's size.
+    """
     file = path / shard_name(number)
     columns = _columns(check_shard(file, manifest.shard_rows[number], ROW))
     for name, column, size in zip(ROW, columns, _sizes(manifest), strict=True):
@@ -167,6 +183,7 @@ def _check_shard(path: Path, manifest: FeatureManifest, number: int) -> None:
                 f"{size}, as its manifest says",
                 "Copy the features again",
             )
+    return _identity(file)
 
 
 def _columns(metadata: np.ndarray) -> list[np.ndarray]:

@@ -171,6 +171,15 @@ def test_a_shard_that_vanished_since_it_was_checked_is_named(pictures, tmp_path)
         features.read(np.arange(5))
 
 
+def test_a_shard_that_was_replaced_since_it_was_checked_is_refused(pictures, tmp_path):
+    features = copy_of(pictures, tmp_path / "a.features")
+    shard = features.path / "features-00001.beton"
+    shard.with_suffix(".new").write_bytes(shard.read_bytes())
+    shard.with_suffix(".new").rename(shard)
+    with pytest.raises(DataError, match=r"cannot be opened: it has been replaced.*that it began with"):
+        features.read(np.arange(5))
+
+
 def test_a_read_costs_hardly_more_than_a_plain_copy_of_the_same_bytes(tmp_path):
     """In time of this thread on a core, for rows of 100 x 2048: what is waited for others does not count."""
     pictures = make_dataset(tmp_path, "large", [1] * 12)
