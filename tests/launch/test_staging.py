@@ -1,4 +1,3 @@
-import json
 import shutil
 
 import pytest
@@ -25,13 +24,9 @@ def source(tmp_path):
     (folder / "tokenizer" / "tokenizer.json").write_text("{}")
     for name, size in (("rows-00000.beton", 5000), ("samples.npy", 100)):
         (folder / name).write_bytes(bytes(range(250)) * (size // 250 + 1))
-    value = {field.name: 0 for field in manifest.fields(manifest.Manifest)}
-    tally = {"counts": {}, "examples": {}}
-    value |= {"format": manifest.FORMAT, "reader": "x", "source": "x", "segmentation": None, "boxes": None}
-    value |= {"normalised": tally, "skipped": tally, "shard_rows": [], "row_fields": [], "tables": []}
     records = {name: manifest.record(folder / name) for name in ("rows-00000.beton", "samples.npy")}
-    value["files"] = {n: {"bytes": r.bytes, "blocks": list(r.blocks)} for n, r in records.items()}
-    (folder / manifest.NAME).write_text(json.dumps({**value, "digest": manifest.digest(value)}))
+    nothing = manifest.Tally()
+    manifest.Manifest("x", "x", 0, 0, 0, (), (), 0, 0, (), None, None, nothing, nothing, records).save(folder)
     return folder
 
 
