@@ -20,6 +20,8 @@ from dsvlp.launch import local
 @click.option("--seconds", default=2.0, show_default=True, help="Of each measurement, at least one call.")
 @click.option("--repeats", type=bench_turns.count, default=5, show_default=True, help="Measurements.")
 @click.option("--text-tokens", type=bench_turns.count, help="Real tokens of a text; by default the longest.")
+@click.option("--detector", help="Also make what SemVLP reads, by this detector: hub name or folder.")
+@click.option("--backbone", default="resnet101", show_default=True, help="With it: the CNN of timm.")
 @bench_turns.against_option
 @bench_turns.result_options
 def command(
@@ -29,17 +31,21 @@ def command(
     seconds: float,
     repeats: int,
     text_tokens: int | None,
+    detector: str | None,
+    backbone: str,
     against: tuple[str, ...],
     out: Path | None,
     compare: Path | None,
 ) -> None:
     """Measure inference of RECIPE's system: ms an image-text pair to encode the image, encode the text, fuse.
 
-    Images are pixels in memory, texts are token ids; weights are random. On the recipe's device and in
-    its precision.
+    Images are pixels or objects in memory, texts are token ids; weights are random. On the recipe's device
+    and in its precision.
     """
     if against and compare is not None:
         raise click.UsageError("--against prints its own ratios, without --compare")
+    if against and detector is not None:
+        raise click.UsageError("--detector measures one recipe, without --against")
     variants = [(name, *overrides), *(bench_turns.variant(name, overrides, text) for text in against)]
     resolved = [recipe.load(first, rest) for first, *rest in variants]
     for one in resolved:
@@ -50,9 +56,11 @@ def command(
         given += ["--seconds", str(seconds), "--repeats", "1"]
         given += ["--text-tokens", str(text_tokens)] if text_tokens else []
         sys.exit(_compare(variants, given, repeats, out))
-    from dsvlp.engine.bench_inference import Lengths, bench  # imports torch: only where it measures
+    from dsvlp.engine.bench_extraction import Extraction  # these import torch: only where it measures
+    from dsvlp.engine.bench_inference import Lengths, bench
 
-    result = bench(resolved[0], Lengths(batches, seconds, repeats, text_tokens))
+    extraction = None if detector is None else Extraction(detector, backbone)
+    result = bench(resolved[0], Lengths(batches, seconds, repeats, text_tokens, extraction))
     bench_turns.finish(result, out, saved)
 
 

@@ -1,8 +1,9 @@
 """The measurement behind `dsvlp bench inference`: what encoding and matching image-text pairs takes.
 
 A system is asked as prediction and retrieval ask it, by requests: an image once, a text once, then the
-fusion of both with ITM's score. Its weights are random: they decide no time. The batches' turns are
-shuffled by repeats, so that a busy moment does not fall on one of them alone.
+fusion of both with ITM's score. Where it reads region features, making them of pictures can be measured
+beside it. Its weights are random: they decide no time. The batches' turns are shuffled by repeats, so that
+a busy moment does not fall on one of them alone.
 
 Legend: B pairs, L text tokens, S pixels of a side.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from dsvlp.accounting import flops
 from dsvlp.accounting.flops import COCO_STUFF_CLASSES, LXMERT_ANSWERS, VISUAL_GENOME_CLASSES
 from dsvlp.accounting.flops_pixelbert import picture
 from dsvlp.accounting.flops_semvlp import BOX
+from dsvlp.engine import bench_extraction
+from dsvlp.engine.bench_extraction import Extraction
 from dsvlp.engine.bench_figures import Figure
 from dsvlp.engine.bench_result import result
 from dsvlp.engine.inference import Inference
@@ -32,6 +35,7 @@ from dsvlp.system import ImageRequest, MatchRequest, TextRequest
 from dsvlp.types import DataFacts, LabelTable, States
 
 PARTS = ("encode_image", "encode_text", "fuse")
+EXTRACT = "find and pool its objects"
 _SPECIAL = 5  # ids kept for special tokens
 
 
@@ -44,12 +48,14 @@ class Lengths:
         seconds: of one measurement, at least one call.
         repeats: measurements.
         text_tokens: real length of the texts; None: the recipe's full length.
+        extraction: how region features are made, to be measured too.
     """
 
     batches: tuple[int, ...]
     seconds: float
     repeats: int
     text_tokens: int | None = None
+    extraction: Extraction | None = None
 
 
 def bench(recipe: Recipe, lengths: Lengths) -> dict[str, Any]:
@@ -59,7 +65,10 @@ def bench(recipe: Recipe, lengths: Lengths) -> dict[str, Any]:
     inference = Inference(system, recipe.engine.precision, device)
     tokens = lengths.text_tokens or recipe.model.text.max_length
     calls = {size: _calls(inference, recipe, size, tokens, device) for size in lengths.batches}
-    found: dict[tuple[int, str], list[float]] = {(size, part): [] for size in calls for part in PARTS}
+    if lengths.extraction is not None:
+        make = bench_extraction.maker(lengths.extraction, recipe, device)
+        calls = {size: {EXTRACT: make(size), **parts} for size, parts in calls.items()}
+    found: dict[tuple[int, str], list[float]] = {(size, part): [] for size in calls for part in calls[size]}
     with torch.inference_mode():
         for repeat in range(lengths.repeats + 1):  # the first warms up
             for size, by_part in calls.items():
@@ -75,6 +84,7 @@ def bench(recipe: Recipe, lengths: Lengths) -> dict[str, Any]:
         "text_tokens": tokens,
         "precision": recipe.engine.precision,
         "threads": torch.get_num_threads(),
+        **({} if lengths.extraction is None else asdict(lengths.extraction)),
     }
     rows = figures(recipe, tokens, found)
     return result("inference", rows, about, device, recipe=config.dump(recipe))
@@ -95,6 +105,10 @@ def figures(recipe: Recipe, tokens: int, found: dict[tuple[int, str], list[float
         parts = {part: found[size, part] for part in PARTS}
         for part, seconds in {**parts, "the whole pair": whole}.items():
             rows.append(Figure(f"batch {size}: {part}", "ms/pair", [1e3 * value for value in seconds]))
+        if made := found.get((size, EXTRACT)):
+            both = [sum(parts) for parts in zip(made, whole, strict=True)]
+            for part, seconds in {EXTRACT: made, "the whole pair, its objects made": both}.items():
+                rows.append(Figure(f"batch {size}: {part}", "ms/pair", [1e3 * value for value in seconds]))
         rows.append(Figure(f"batch {size}: pairs", "pairs/s", [1 / value for value in whole]))
         rows.append(Figure(f"batch {size}: achieved", "GFLOP/s", [flop / value / 1e9 for value in whole]))
     return [*rows, Figure("FLOPs a pair, by formula", "GFLOP", [flop / 1e9])]

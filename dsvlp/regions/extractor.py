@@ -107,11 +107,7 @@ class Extractor:
         return out
 
     def _looked_at(self, pictures: list[Tensor], rows: list[StoredRow]) -> RegionRows:
-        objects = self._source.find(pictures, rows)
-        features = torch.zeros(*objects.mask.shape, self._backbone.width, device=self._device)
-        for places, maps in self._backbone.maps(pictures):
-            features[places] = pooled(maps, objects.boxes[places])
-        return self._packed(objects, features, rows)
+        return self._packed(*looked_at(self._source, self._backbone, pictures, rows), rows)
 
     def _packed(self, objects: Objects, features: Tensor, rows: Sequence[StoredRow]) -> RegionRows:
         mask = objects.mask
@@ -124,6 +120,17 @@ class Extractor:
             self._ids[objects.labels[mask].cpu().numpy()],
             objects.confidences[mask].cpu().numpy(),
         )
+
+
+def looked_at(
+    source: ObjectSource, backbone: Backbone, pictures: Sequence[Tensor], rows: Sequence[StoredRow]
+) -> tuple[Objects, Tensor]:
+    """Returns the objects of pictures uint8 [3, H, W] and their features [R, N, F], on their device."""
+    objects = source.find(pictures, rows)
+    features = torch.zeros(*objects.mask.shape, backbone.width, device=objects.boxes.device)
+    for places, maps in backbone.maps(pictures):
+        features[places] = pooled(maps, objects.boxes[places])
+    return objects, features
 
 
 @contextmanager

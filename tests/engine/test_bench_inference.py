@@ -7,8 +7,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsvlp import recipe, system
 from dsvlp.engine import bench_inference as bench
+from dsvlp.engine.bench_extraction import Extraction
 from dsvlp.engine.bench_inference import Lengths
 from dsvlp.engine.inference import Inference
+from dsvlp.errors import RecipeError
+from tests.regions.pictures import random_detr
 
 CASES = [
     ("tiny_svl", []),
@@ -34,6 +37,21 @@ def test_each_batch_and_request_is_measured_and_the_whole_is_their_sum(name, ove
             [1e3 / value for value in rows[f"batch {size}: the whole pair"]]
         )
     assert found["bench"] == "inference" and found["settings"]["text_tokens"] == 20
+
+
+def test_making_the_objects_is_measured_beside_it_and_refused_for_pixels(tmp_path):
+    detector = str(random_detr(tmp_path / "tiny"))
+    lengths = Lengths((1, 2), 0.0, 2, extraction=Extraction(detector, "test_resnet"))
+    found = bench.bench(recipe.load("tiny_semvlp", []), lengths)
+    rows = {figure["name"]: figure["values"] for figure in found["figures"]}
+    for size in (1, 2):
+        parts = [rows[f"batch {size}: {part}"] for part in (bench.EXTRACT, "the whole pair")]
+        assert all(value > 0 for value in parts[0])
+        both = [sum(pair) for pair in zip(*parts, strict=True)]
+        assert rows[f"batch {size}: the whole pair, its objects made"] == pytest.approx(both)
+    assert found["settings"]["detector"] == detector
+    with pytest.raises(RecipeError, match=r"--detector .* reads pixels.*Leave --detector out"):
+        bench.bench(recipe.load("tiny_svl", []), lengths)
 
 
 @pytest.mark.parametrize(("name", "overrides"), CASES)
