@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dsvlp import recipe as recipes
 from dsvlp.accounting import flops, hardware
+from dsvlp.accounting.layout import Layout
+from dsvlp.accounting.memory import memory
 from dsvlp.recipe import Recipe
 from dsvlp.types import DataFacts
 
@@ -157,6 +160,35 @@ def _memory(repeat: Sequence[Repeat], device: str) -> Row:
         (f"{kind}, largest process", "GiB"): max(one.memory_gib for one in repeat),
         (GROWTH, "GiB"): max(one.growth_gib for one in repeat),
     }
+
+
+def memory_by_formula(
+    recipe: Recipe, facts: DataFacts, layout: Layout, ranks: Sequence[Measured], update: bool
+) -> list[Figure]:
+    """Returns what `accounting.memory` says that a process takes, to stand beside the measured peak.
+
+    Args:
+        recipe: the recipe.
+        facts: what is known of the data.
+        layout: the ZeRO stage.
+        ranks: each process's measurements.
+        update: with ZeRO and the optimizer, else weights and gradients alone.
+    """
+    world, cpu = len(ranks), ranks[0].device == "cpu"
+    pairs, accumulation = recipes.micro_pairs(recipe, world), recipes.accumulation(recipe, world)
+    found = memory(recipe, layout, world, pairs, accumulation, cpu=cpu, facts=facts)
+    zero = found.masters + found.moments + found.gradients + found.buckets
+    states = found.parameters + (zero if update else found.parameters)
+    rest = found.total - found.parameters - zero
+    rows = {
+        "weights, gradients, optimizer": states,
+        "activations, copies, batches": rest,
+        "all": states + rest,
+    }
+    repeats = len(ranks[0].repeats)
+    return [
+        Figure(f"memory by formula: {name}", "GiB", [size / 2**30] * repeats) for name, size in rows.items()
+    ]
 
 
 def joined(results: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -25,12 +25,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from dsvlp import config, dist
 from dsvlp import recipe as recipes
 from dsvlp import system as systems
+from dsvlp.accounting.layout import Layout
 from dsvlp.data.opened import Data, open_data
 from dsvlp.engine import bench_parts, bench_wire, schedule, watch, zero
-from dsvlp.engine.bench_figures import Measured, Repeat, figures
+from dsvlp.engine.bench_figures import Measured, Repeat, figures, memory_by_formula
 from dsvlp.engine.bench_parts import Marked, Rates
 from dsvlp.engine.bench_result import result
 from dsvlp.engine.bench_wire import Wire
+from dsvlp.engine.deterministic import deterministic
+from dsvlp.engine.dsconfig import load_layout
 from dsvlp.engine.parts import marked
 from dsvlp.engine.step import Step, mean_text_tokens
 from dsvlp.engine.watchdog import Watchdog
@@ -98,12 +101,18 @@ def bench(recipe: Recipe, lengths: Lengths) -> dict[str, Any]:
     Every rank must call; all get the same figures.
     """
     watching = bench_wire.watched() if lengths.parts else nullcontext(None)
-    with watching as wire, Watchdog(recipe.engine.watchdog_seconds) as watchdog:
+    with (
+        deterministic(recipe.engine.deterministic),
+        watching as wire,
+        Watchdog(recipe.engine.watchdog_seconds) as watchdog,
+    ):
         zero.join(recipe.engine.watchdog_seconds)
         with open_data(recipe) as data:
             mine, parts = _measure(recipe, data, lengths, watchdog, wire)
         ranks = [Measured.from_json(one) for one in dist.gather_objects(asdict(mine))]
+        layout = Layout.from_json(recipe.engine.zero, load_layout(recipe.engine.zero))
         rows = figures(recipe, data.facts, ranks)
+        rows += memory_by_formula(recipe, data.facts, layout, ranks, lengths.update)
         if parts is not None:
             rows += bench_parts.rows(recipe, data.facts, dist.gather_objects(parts))
     about = settings(recipe, lengths)
@@ -271,5 +280,6 @@ def settings(recipe: Recipe, lengths: Lengths) -> dict[str, Any]:
         "cut_texts": recipe.engine.cut_texts,
         "activation_checkpointing": recipe.engine.activation_checkpointing,
         "compile": recipe.engine.compile,
+        "deterministic": recipe.engine.deterministic,
         "decoding_threads": recipe.data.workers,
     }

@@ -26,6 +26,7 @@ from dsvlp.accounting.energy import Meter
 from dsvlp.data.opened import Data, open_data
 from dsvlp.engine import schedule, start, zero
 from dsvlp.engine.checkpoint import CheckpointStore
+from dsvlp.engine.deterministic import deterministic
 from dsvlp.engine.evaluate import evaluate
 from dsvlp.engine.exported import start_of
 from dsvlp.engine.flags import LateFlags
@@ -77,7 +78,11 @@ def train(
         RunError: the folder belongs to another run, or the losses are not finite again and again.
     """
     began = time.time() if began is None else began
-    with StopFlag() as stop, Watchdog(recipe.engine.watchdog_seconds) as watchdog:
+    with (
+        deterministic(recipe.engine.deterministic),
+        StopFlag() as stop,
+        Watchdog(recipe.engine.watchdog_seconds) as watchdog,
+    ):
         zero.join(recipe.engine.watchdog_seconds)
         run = RunFolder(folder, recipe, override, began)
         clock = Clock(dist.world_size(), earlier=time.time() - began)

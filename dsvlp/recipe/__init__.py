@@ -162,8 +162,11 @@ class Engine(Strict):
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     compile: bool = Field(
         False,
-        description="torch.compile of the transformer blocks, minutes at the start; not of CNNs, nor of "
-        "SemVLP's layers with cross-attention",
+        description="torch.compile of the transformer blocks, minutes at the start; not of CNNs",
+    )
+    deterministic: bool = Field(
+        False,
+        description="a GPU's run, too, is the same bit for bit, by slower kernels; what has none ends it",
     )
     max_skipped_steps: Positive = Field(10, description="non-finite steps in a row after which the run stops")
     watchdog_seconds: PositiveFloat = Field(1800.0, description="a step longer than this ends the process")

@@ -15,6 +15,7 @@ FREE = (
     "data.timeout_seconds",
     "data.workers",
     "engine.activation_checkpointing",
+    "engine.deterministic",
     "engine.max_skipped_steps",
     "engine.watchdog_seconds",
     "engine.zero",

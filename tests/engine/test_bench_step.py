@@ -12,9 +12,11 @@ import pytest
 
 from dsvlp import recipe
 from dsvlp.accounting import flops
-from dsvlp.engine.bench_figures import GROWTH, Measured, Repeat, figures
+from dsvlp.accounting.layout import Layout
+from dsvlp.engine.bench_figures import GROWTH, Measured, Repeat, figures, memory_by_formula
 from dsvlp.engine.bench_parts import FLOOR, PART, Marked, Rates
 from dsvlp.engine.bench_parts import rows as part_rows
+from dsvlp.engine.dsconfig import load_layout
 from dsvlp.engine.parts import TOWERS, backward_of
 from dsvlp.types import DataFacts
 from tests.engine.processes import environment
@@ -80,6 +82,11 @@ def test_real_steps_are_measured_written_and_compared_with_themselves(tmp_path):
     assert 0 < share < 100
     assert 3 < found["real text length"]["median"] < 24
     assert result["settings"]["accumulation"] == 2
+    states, rest, whole = (
+        found[f"memory by formula: {name}"]["median"]
+        for name in ("weights, gradients, optimizer", "activations, copies, batches", "all")
+    )
+    assert states > 0 and rest > 0 and whole == pytest.approx(states + rest)
     for part in TOWERS:
         for name in (part, backward_of(part)):
             assert 0 < found[FLOOR + name]["median"] < found[PART + name]["median"], name
@@ -115,6 +122,17 @@ def test_seconds_are_means_over_the_ranks_and_the_rate_is_that_of_the_slowest():
     assert found["pairs"] == pytest.approx([64 / 4, 64 / 2])
     assert found["peak memory, resident, largest process"] == [4.0, 2.0]
     assert found["data wait, share of the step"] == pytest.approx([2.5, 5.0])
+
+
+def test_without_updates_the_formula_holds_weights_and_gradients_alone():
+    tiny = recipe.load("tiny_svl", ["engine.zero=zero0"])
+    layout = Layout.from_json("zero0", load_layout("zero0"))
+    one = [Measured([repeat(1.0, 0.5)], 1e12, "matmul", "cpu")]
+    numbers = flops.parameters(tiny, FACTS)
+    for update, bytes_each in ((True, 4 + 4 + 8), (False, 4 + 4)):
+        states, rest, _ = (row.values for row in memory_by_formula(tiny, FACTS, layout, one, update))
+        assert states == pytest.approx([bytes_each * numbers / 2**30])
+        assert rest == pytest.approx(memory_by_formula(tiny, FACTS, layout, one, True)[1].values)
 
 
 def test_mfu_is_a_devices_share_on_real_tokens_and_at_full_length():
