@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
+Filter = Literal["bilinear", "bicubic"]
+"""What an image is resized by, antialiased."""
+
 
 Mode = Literal["single", "two", "halves"]
 """How SemVLP's shared transformer reads the pairs of a micro-batch: all as one stream, all as two, or

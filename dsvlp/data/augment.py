@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsvlp.seed import uniform
-from dsvlp.types import IMAGENET_DEVIATION, IMAGENET_MEAN
+from dsvlp.types import IMAGENET_DEVIATION, IMAGENET_MEAN, Filter
 
 # SVL, description-aware flip: words that a mirror image would make wrong.
 DIRECTION_WORDS = [
@@ -48,6 +48,7 @@ class Crop:
             window fills, before the flip; the rest is padding.
         frame: height and width of the image's own part of the output, from its upper left corner.
         flip: the whole frame is mirrored, left to right.
+        filter: what resizes the window.
     """
 
     top: int
@@ -60,6 +61,7 @@ class Crop:
     target_width: int
     frame: tuple[int, int]
     flip: bool = False
+    filter: Filter = "bilinear"
 
     def columns(self) -> slice:
         """Returns the output's columns that hold picture, after the flip."""
@@ -103,9 +105,11 @@ _DIRECTION_PATTERN = _pattern(DIRECTION_WORDS)
 _TEXT_PATTERN = _pattern([*DIRECTION_WORDS, *TEXT_WORDS])
 
 
-def whole(height: int, width: int, frame: tuple[int, int], flip: bool = False) -> Crop:
+def whole(
+    height: int, width: int, frame: tuple[int, int], flip: bool = False, filter: Filter = "bilinear"
+) -> Crop:
     """Returns the plain resize, evaluation's: the whole image fills its frame (height, width)."""
-    return Crop(0, 0, height, width, 0, 0, *frame, frame, flip)
+    return Crop(0, 0, height, width, 0, 0, *frame, frame, flip, filter)
 
 
 def draw_flips(keys: np.ndarray, may_flip: np.ndarray) -> np.ndarray:
@@ -120,6 +124,7 @@ def draw_crops(
     may_flip: np.ndarray,
     size: int,
     scale: tuple[float, float],
+    filter: Filter = "bilinear",
 ) -> list[Crop]:
     """Returns a training crop for each image, drawn from its key alone.
 
@@ -129,28 +134,31 @@ def draw_crops(
         may_flip: bool [I], what recipe and captions allow; half of those are flipped.
         size: side of the output, pixels.
         scale: smallest and largest s.
+        filter: what resizes the windows.
     """
     draws = uniform(keys, "augment", 4).astype(np.float64)  # [I, 4]
     scales = scale[0] + (scale[1] - scale[0]) * draws[:, 0]
     flips = draw_flips(keys, may_flip)
     return [
-        _crop(int(height), int(width), size, float(s), draw, bool(flip))
+        _crop(int(height), int(width), size, float(s), draw, bool(flip), filter)
         for height, width, s, draw, flip in zip(heights, widths, scales, draws[:, 1:3], flips, strict=True)
     ]
 
 
-def _crop(height: int, width: int, size: int, scale: float, draw: np.ndarray, flip: bool) -> Crop:
+def _crop(
+    height: int, width: int, size: int, scale: float, draw: np.ndarray, flip: bool, filter: Filter
+) -> Crop:
     if scale < 1:
         side = max(1, round(scale * size))
         top, left = (int(u * (size - side + 1)) for u in draw)
-        return Crop(0, 0, height, width, top, left, side, side, (size, size), flip)
+        return Crop(0, 0, height, width, top, left, side, side, (size, size), flip, filter)
     h, w = max(1, round(height / scale)), max(1, round(width / scale))
     top, left = int(draw[0] * (height - h + 1)), int(draw[1] * (width - w + 1))
-    return Crop(top, left, h, w, 0, 0, size, size, (size, size), flip)
+    return Crop(top, left, h, w, 0, 0, size, size, (size, size), flip, filter)
 
 
 def place_image(pixels: np.ndarray, crop: Crop, source: tuple[int, int], out: Tensor) -> None:
-    """Writes the cropped, resized (bilinear, antialiased), flipped and normalised image into `out`.
+    """Writes the cropped, resized (antialiased), flipped and normalised image into `out`.
 
     Args:
         pixels: uint8 [H, W, 3], the source or the source decoded at a fraction of its size.
@@ -161,15 +169,27 @@ def place_image(pixels: np.ndarray, crop: Crop, source: tuple[int, int], out: Te
     lines, columns = scaled_window(crop, source, (pixels.shape[0], pixels.shape[1]))
     window = torch.from_numpy(pixels[lines, columns]).permute(2, 0, 1)[None]  # [1, 3, h, w], channels last
     target = (crop.target_height, crop.target_width)
-    resized = window
-    if window.shape[2:] != target:
-        resized = F.interpolate(window, target, mode="bilinear", antialias=True, align_corners=False)
+    resized = resize(window, target, crop.filter)
     if crop.flip:
         resized = resized.flip(3)
     if target != out.shape[1:]:
         out.zero_()
     place = out[:, crop.lines(), crop.columns()]
     torch.mul(resized[0], _SCALE, out=place).add_(_SHIFT)
+
+
+def resize(window: Tensor, target: tuple[int, int], filter: Filter) -> Tensor:
+    """Returns windows [I, 3, h, w], uint8 or float of 0 to 255, as [I, 3, *target] of the same range.
+
+    A bicubic filter overshoots at edges. 8 bits saturate after each direction, as Pillow's; floats too.
+    """
+    if window.shape[2:] == target:
+        return window
+    if filter == "bilinear" or not window.is_floating_point():
+        return F.interpolate(window, target, mode=filter, antialias=True, align_corners=False)
+    for side in ((window.shape[2], target[1]), target):
+        window = F.interpolate(window, side, mode=filter, antialias=True, align_corners=False).clamp_(0, 255)
+    return window
 
 
 def scaled_window(crop: Crop, source: tuple[int, int], decoded: tuple[int, int]) -> tuple[slice, slice]:

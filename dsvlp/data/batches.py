@@ -180,7 +180,7 @@ def training_crops(
     if framing.longest is not None:
         return whole_crops(rows, framing, canvas, draw_flips(keys, may_flip))
     heights, widths = _sizes(rows).T
-    return draw_crops(keys, heights, widths, may_flip, framing.side, augment.scale)
+    return draw_crops(keys, heights, widths, may_flip, framing.side, augment.scale, framing.filter)
 
 
 def whole_crops(rows: Sequence[StoredRow], framing: Framing, canvas: Shape, flips: np.ndarray) -> list[Crop]:
@@ -194,7 +194,7 @@ def whole_crops(rows: Sequence[StoredRow], framing: Framing, canvas: Shape, flip
     """
     frames = framing.frames(_sizes(rows)).tolist()
     return [
-        whole(row.height, row.width, framing.inside((height, width), canvas), bool(flip))
+        whole(row.height, row.width, framing.inside((height, width), canvas), bool(flip), framing.filter)
         for row, (height, width), flip in zip(rows, frames, flips, strict=True)
     ]
 

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsvlp.recipe import PixelBERTModel, Recipe, SemVLPModel
+from dsvlp.recipe import PixelBERTModel, Recipe, SemVLPModel, Towers
+from dsvlp.types import Filter
 
 Shape = tuple[int, int]
 """Height and width, pixels."""
@@ -37,17 +38,20 @@ class Framing:
     Attributes:
         side: pixels of a square, or of the shorter side where `longest` is set.
         longest: the longer side's limit, pixels; None: squares.
+        filter: what resizes them.
     """
 
     side: int
     longest: int | None = None
+    filter: Filter = "bilinear"
 
     @classmethod
     def of(cls, recipe: Recipe) -> Framing:
         """Returns how a recipe's model sees images."""
         model = recipe.model
         assert not isinstance(model, SemVLPModel), "a model of pixels"
-        return cls(model.image_size, model.longest_side if isinstance(model, PixelBERTModel) else None)
+        longest = model.longest_side if isinstance(model, PixelBERTModel) else None
+        return cls(model.image_size, longest, model.resize if isinstance(model, Towers) else "bilinear")
 
     def frames(self, sizes: np.ndarray) -> np.ndarray:
         """Returns int64 [N, 2], the frames of images of `sizes` int64 [N, 2], (height, width).

@@ -4,7 +4,8 @@ What `augment.place_image` and `place_map` do image by image on the CPU. Maps ar
 images differ by rounding alone, for the CPU's fast resize rounds to 8 bits after each direction.
 
 Cost on a GPU: three launches an image, because every window has a size of its own (to float, resize, put in
-its place), one more where it is mirrored, and about seven a batch (normalise, padding; a map's whole path).
+its place), three more where the filter is bicubic, one more where it is mirrored, and about seven a batch
+(normalise, padding; a map's whole path).
 
 Legend: I images, H x W the canvas, h x w a decoded image, N pixels of all maps.
 """
@@ -15,10 +16,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from dsvlp.data.augment import Crop, scaled_window
+from dsvlp.data.augment import Crop, resize, scaled_window
 from dsvlp.data.frames import Shape
 from dsvlp.data.lane import Lane
 from dsvlp.types import IMAGENET_DEVIATION, IMAGENET_MEAN
@@ -41,10 +41,7 @@ def place_images(
         target = (crop.target_height, crop.target_width)
         lines, columns = scaled_window(crop, source, (picture.shape[1], picture.shape[2]))
         window = picture[None, :, lines, columns]  # [1, 3, h, w]
-        if window.shape[2:] != target:
-            window = F.interpolate(
-                window.float(), target, mode="bilinear", antialias=True, align_corners=False
-            )
+        window = resize(window.float(), target, crop.filter)
         place[:, crop.lines(), crop.columns()] = window[0].flip(2) if crop.flip else window[0]
     return _normalise(out, crops, lane)
 

@@ -41,7 +41,7 @@ def read_picture(data: bytes, framing: Framing, name: str) -> Tensor:
     if isinstance(pixels, BadImage):
         raise DataError(f"{name} cannot be decoded: {pixels.reason}", "a whole image file")
     out = torch.empty(3, height, width)
-    place_image(pixels, whole(*size, (height, width)), size, out)
+    place_image(pixels, whole(*size, (height, width), filter=framing.filter), size, out)
     return out
 
 

@@ -37,6 +37,7 @@ FREE = (
     "model.mode_schedule",
     "model.pixels",
     "model.pretrained",
+    "model.resize",
     "model.text.dropout",
     "model.text.max_length",
     "model.text.weights",

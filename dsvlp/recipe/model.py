@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from dsvlp.config import Strict
 from dsvlp.recipe.numbers import Decay, Positive, PositiveFloat, Share
+from dsvlp.types import Filter
 
 
 class ViT(Strict):
@@ -186,6 +187,7 @@ class Towers(Strict):
     """What FIBER and METER have in common: a Swin and a RoBERTa tower."""
 
     image_size: Positive = Field(description="pixels, both sides; the windows divide every stage's grid")
+    resize: Filter = Field("bilinear", description="of images to it, antialiased; FIBER's code: bicubic")
     image: Swin = Swin()
     text: RoBERTa = RoBERTa()
     pretrained: bool = Field(False, description="start from the towers' published `weights`")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -126,20 +128,22 @@ def test_the_share_of_a_box_that_is_left_is_its_area_inside_the_crop():
     assert cxcywh[2, 2] == 0
 
 
-def test_images_equal_pillows_resize_of_the_window():
+@pytest.mark.parametrize("filter", ["bilinear", "bicubic"])
+def test_images_equal_pillows_resize_of_the_window(filter):
     pixels = np.array(
         Image.fromarray(np.random.default_rng(1).integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize(
             (60, 45)
         )
     )
-    for crop in [*drawn(12), whole(45, 60, (S, S))]:
+    for drawn_crop in [*drawn(12), whole(45, 60, (S, S))]:
+        crop = replace(drawn_crop, filter=filter)
         out = torch.full((3, S, S), torch.nan)
         place_image(pixels, crop, (45, 60), out)
         window = Image.fromarray(
             pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
         )
         resized = np.asarray(
-            window.resize((crop.target_width, crop.target_height), Image.Resampling.BILINEAR)
+            window.resize((crop.target_width, crop.target_height), Image.Resampling[filter.upper()])
         )
         expected = np.full((S, S, 3), 255 * np.array(IMAGENET_MEAN))
         expected[crop.lines(), crop.target_left : crop.target_left + crop.target_width] = resized

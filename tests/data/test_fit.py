@@ -1,8 +1,10 @@
 import pytest
 
+from dsvlp import recipe
+from dsvlp.data import opened
 from dsvlp.data.fit import check_annotations, choose_tokenizer, facts
 from dsvlp.data.opened import open_data
-from dsvlp.errors import DataError
+from dsvlp.errors import DataError, RecipeError
 from tests.data.pictures_of_noise import TABLE, make_dataset, make_recipe, make_tokenizer
 
 
@@ -13,10 +15,10 @@ def pair(tmp_path_factory):
 
 
 def test_missing_annotations_name_the_file_and_the_objective(pair):
-    recipe = make_recipe("objectives.segl.weight=1.0")
-    check_annotations(recipe, pair[:1])
+    table = make_recipe("objectives.segl.weight=1.0")
+    check_annotations(table, pair[:1])
     with pytest.raises(DataError, match=r"without.beton has no segmentation, which objectives.segl reads"):
-        check_annotations(recipe, pair)
+        check_annotations(table, pair)
     check_annotations(make_recipe(), pair)
 
 
@@ -40,7 +42,26 @@ def test_the_tokenizer_is_the_one_beside_the_data_and_must_fit(pair):
         choose_tokenizer(make_recipe("model.text.vocabulary=20"), pair)
 
 
-def test_the_synthetic_world_stands_in_where_no_data_are_named(tmp_path):
+def test_a_recipe_that_names_no_data_is_refused_not_trained_on_drawn_scenes(tmp_path):
+    with pytest.raises(RecipeError, match=r"data\.train is empty"):
+        open_data(recipe.load("pretrain_svl"), tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_bench_of_a_recipe_that_names_no_data_draws_scenes(tmp_path, monkeypatch):
+    asked = []
+
+    def ensure(settings, *_):
+        asked.append(settings)
+        raise DataError("drawn no further")
+
+    monkeypatch.setattr(opened, "ensure_world", ensure)
+    with pytest.raises(DataError, match="drawn no further"):
+        open_data(recipe.load("pretrain_svl"), tmp_path, drawn=True)
+    assert asked == [recipe.Synthetic()]
+
+
+def test_the_synthetic_world_stands_in_where_the_recipe_has_its_table(tmp_path):
     settings = ("data.synthetic.images=12", "data.synthetic.image_size=48", "objectives.segl.weight=1.0")
     with open_data(make_recipe(*settings), tmp_path) as data:
         batch = next(data.train)

@@ -110,3 +110,5 @@ def test_a_recipe_says_how_large_images_become():
     assert Framing.of(shown) == Framing(128, 200)
     shipped = Framing.of(recipe.load("pretrain_pixelbert"))
     assert shipped.side == 800 and shipped.longest in (None, 1333)
+    assert Framing.of(recipe.load("pretrain_fiber")) == Framing(384, filter="bicubic")
+    assert Framing.of(recipe.load("pretrain_meter")) == Framing(384, filter="bicubic")

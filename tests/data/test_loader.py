@@ -312,9 +312,9 @@ def test_a_captions_direction_word_keeps_the_image_unflipped(noise, monkeypatch)
 
     draw = batches.draw_crops
 
-    def note(keys, heights, widths, may_flip, size, scale):
+    def note(keys, heights, widths, may_flip, *framing):
         flips.extend(may_flip.tolist())
-        return draw(keys, heights, widths, may_flip, size, scale)
+        return draw(keys, heights, widths, may_flip, *framing)
 
     monkeypatch.setattr(batches, "draw_crops", note)
     monkeypatch.setattr(batches, "forbids_flip", lambda text, words: text.endswith("caption 1"))

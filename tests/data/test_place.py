@@ -46,9 +46,10 @@ def on_device(pixels: list[np.ndarray]) -> list[torch.Tensor]:
     return [torch.from_numpy(each.transpose(2, 0, 1)) for each in pixels]
 
 
+@pytest.mark.parametrize("filter", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("scale", [(0.7, 1.4), (0.5, 0.9), (1.1, 1.5)], ids=["both", "padded", "cut"])
-def test_a_batch_equals_images_placed_one_by_one(scale):
-    sources, crops = pictures(24), drawn(24, scale)
+def test_a_batch_equals_images_placed_one_by_one(scale, filter):
+    sources, crops = pictures(24), [replace(crop, filter=filter) for crop in drawn(24, scale)]
     full = [each.shape[:2] for each in sources]
     batch = place_images(on_device(sources), crops, full, CANVAS, CPU)
     expected = one_by_one(sources, crops, full)
