@@ -17,6 +17,8 @@ from dsvlp.types import LabelTable, Sample
 
 T = TypeVar("T")
 
+OTHER_FILE = "Check that it is the file that the option asks for, or download it again"
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
@@ -71,7 +73,9 @@ def inside(folder: Path, name: str, where: str) -> Path:
             leaves = True
     if leaves:
         raise DataError(
-            f"{where}: the file name {name!r} is empty, no name, or leaves {folder}", "a path inside it"
+            f"{where}: the file name {name!r} is empty, no name, or leaves {folder}",
+            "a path inside it",
+            "Correct it there, or leave it out",
         )
     return path
 
@@ -94,7 +98,7 @@ def load_json(path: Path) -> dict[str, Any]:
     """Returns the object that a JSON file holds; raises `DataError` naming file and line."""
     value = parse_json(path.read_bytes(), str(path))
     if not isinstance(value, dict):
-        raise DataError(f"{path} holds a {type(value).__name__}", "a JSON object")
+        raise DataError(f"{path} holds a {type(value).__name__}", "a JSON object", OTHER_FILE)
     return value
 
 
@@ -120,10 +124,14 @@ def get(record: Any, key: str, kind: type[T] | tuple[type[T], ...], where: str) 
         DataError: the record is no object, or the key is missing, or its value has another type.
     """
     if not isinstance(record, dict):
-        raise DataError(f"{where} is a {type(record).__name__}: {str(record)[:80]!r}", "a JSON object")
+        raise DataError(
+            f"{where} is a {type(record).__name__}: {str(record)[:80]!r}", "a JSON object", OTHER_FILE
+        )
     if key not in record:
         raise DataError(
-            f"{where} has no key {key!r}", f"the keys of its format; it has {sorted(record)[:12]}"
+            f"{where} has no key {key!r}",
+            f"the keys of its format; it has {sorted(record)[:12]}",
+            OTHER_FILE,
         )
     value: Any = record[key]
     kinds: tuple[type, ...] = kind if isinstance(kind, tuple) else (kind,)
@@ -131,7 +139,9 @@ def get(record: Any, key: str, kind: type[T] | tuple[type[T], ...], where: str) 
         kinds = (*kinds, int)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         names = " or ".join(k.__name__ for k in kinds)
-        raise DataError(f"{where}: {key} = {str(value)[:80]!r} is a {type(value).__name__}", names)
+        raise DataError(
+            f"{where}: {key} = {str(value)[:80]!r} is a {type(value).__name__}", names, OTHER_FILE
+        )
     return cast(T, value)
 
 

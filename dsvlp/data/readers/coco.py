@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 
 from dsvlp.data.manifest import Tally
-from dsvlp.data.readers.base import Reader, Tables, existing, get, inside, load_json, records
+from dsvlp.data.readers.base import (
+    OTHER_FILE,
+    Reader,
+    Tables,
+    existing,
+    get,
+    inside,
+    load_json,
+    records,
+)
 from dsvlp.data.readers.coco_tables import TABLES
 from dsvlp.errors import DataError
 from dsvlp.types import ImageSource, LabelTable, Sample
@@ -107,7 +116,9 @@ def _captions(path: Path) -> Captions:
     for where, record in records(value, "annotations", path):
         image = get(record, "image_id", int, where)
         if image not in files:
-            raise DataError(f"{where}: image_id {image} is not among the images", "an id of its `images`")
+            raise DataError(
+                f"{where}: image_id {image} is not among the images", "an id of its `images`", OTHER_FILE
+            )
         texts[image].append((where, get(record, "caption", str, where)))
     return Captions(path, files, texts)
 
@@ -121,6 +132,7 @@ def _named(value: dict[str, Any], key: str, name: str, path: Path) -> dict[int, 
             raise DataError(
                 f"{where}: id {number} is {text!r} here and {found[number]!r} before",
                 f"one {name} for each id",
+                OTHER_FILE,
             )
     return found
 
@@ -136,9 +148,13 @@ def _instances(path: Path, skipped: Tally) -> Instances:
         image, category = get(record, "image_id", int, where), get(record, "category_id", int, where)
         box = _box(record, where)
         if image not in found:
-            raise DataError(f"{where}: image_id {image} is not among the images", "an id of its `images`")
+            raise DataError(
+                f"{where}: image_id {image} is not among the images", "an id of its `images`", OTHER_FILE
+            )
         if category not in known:
-            raise DataError(f"{where}: category_id {category} is unknown", "an id of its `categories`")
+            raise DataError(
+                f"{where}: category_id {category} is unknown", "an id of its `categories`", OTHER_FILE
+            )
         if record.get("iscrowd"):
             skipped.add("crowd box", where)
         else:
@@ -154,7 +170,11 @@ def _box(record: Any, where: str) -> list[float]:
     """Returns xyxy of a record's `bbox`, which is x, y, width, height in pixels."""
     box = get(record, "bbox", list, where)
     if len(box) != 4 or not all(type(v) in (int, float) and abs(v) <= MAX_COORDINATE for v in box):
-        raise DataError(f"{where}: bbox = {str(box)[:80]}", "four numbers: x, y, width, height, in pixels")
+        raise DataError(
+            f"{where}: bbox = {str(box)[:80]}",
+            "four numbers: x, y, width, height, in pixels",
+            "Correct it there, or leave it out",
+        )
     x, y, width, height = box
     return [x, y, x + width, y + height]
 
@@ -162,11 +182,15 @@ def _box(record: Any, where: str) -> list[float]:
 def _categories(value: dict[str, Any], path: Path, name: str, ignore: int | None) -> LabelTable:
     found = _named(value, "categories", "name", path)
     if not found:
-        raise DataError(f"{path}: its list of categories is empty", "at least one category")
+        raise DataError(f"{path}: its list of categories is empty", "at least one category", OTHER_FILE)
     ids = tuple(sorted(found))
     for number in (ids[0], ids[-1]):
         if not 0 <= number <= MAX_CATEGORY:
-            raise DataError(f"{path}: the category id {number}", f"an id from 0 to {MAX_CATEGORY}")
+            raise DataError(
+                f"{path}: the category id {number}",
+                f"an id from 0 to {MAX_CATEGORY}",
+                "Number the categories anew, in the annotations too",
+            )
     return LabelTable(name, ids, tuple(found[number] for number in ids), ignore)
 
 
@@ -204,7 +228,7 @@ def _panoptic(path: Path) -> Maps:
             pairs.append((get(segment, "id", int, place), get(segment, "category_id", int, place)))
             if pairs[-1][1] not in known:
                 raise DataError(
-                    f"{place}: category_id {pairs[-1][1]} is unknown", "an id of its `categories`"
+                    f"{place}: category_id {pairs[-1][1]} is unknown", "an id of its `categories`", OTHER_FILE
                 )
         segments[image] = np.array(pairs, np.int64).reshape(-1, 2)
     return Maps(table, paths, segments)

@@ -33,7 +33,7 @@ def read(file: Path | str, images: Path | str, permutations: int = PERMUTATIONS)
     """
     path, pictures = existing(file, "sentences"), Path(images)
     if not 1 <= permutations <= PERMUTATIONS:
-        raise DataError(f"--permutations {permutations}", f"1 to {PERMUTATIONS}")
+        raise DataError(f"--permutations {permutations}", f"1 to {PERMUTATIONS}", "Give another number")
     if pictures.is_file():
         find = _in_zip(pictures)
     else:
@@ -72,7 +72,9 @@ def _samples(path: Path, find: Find, permutations: int, skipped: Tally) -> Itera
 def _truth(record: object, where: str) -> bool:
     label = get(record, "label", (str, bool), where)
     if label not in ("true", "false", True, False):
-        raise DataError(f"{where}: label = {label!r}", '"true" or "false"')
+        raise DataError(
+            f"{where}: label = {label!r}", '"true" or "false"', "Correct it there, or leave it out"
+        )
     return label in ("true", True)
 
 

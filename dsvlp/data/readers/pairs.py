@@ -53,7 +53,11 @@ def _csv_samples(path: Path, folder: Path, columns: int, at: tuple[int, int]) ->
         if not row:
             continue
         if len(row) != columns:
-            raise DataError(f"{where} has {len(row)} columns", f"{columns}, as the header")
+            raise DataError(
+                f"{where} has {len(row)} columns",
+                f"{columns}, as the header",
+                "Put quotes around a text that holds a separator or a new line",
+            )
         name, caption = row[at[0]], row[at[1]]
         yield Sample("caption", (ImageSource(name, inside(folder, name, where)),), caption, where=where)
 
@@ -67,7 +71,9 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             for row in reader:
                 yield reader.line_num, row
         except csv.Error as error:
-            raise DataError(f"{path}: line {reader.line_num}: {error}", "a CSV file") from error
+            raise DataError(
+                f"{path}: line {reader.line_num}: {error}", "a CSV file", "Correct that line"
+            ) from error
         finally:
             csv.field_size_limit(before)
 

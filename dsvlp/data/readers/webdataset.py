@@ -95,6 +95,7 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
                     raise DataError(
                         f"{path}: the member {member.name!r} is a link or leaves the archive",
                         "plain files inside it",
+                        "Make the archive again without it",
                     )
                 if member.offset_data + member.size > size:
                     raise DataError(
