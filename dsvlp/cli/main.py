@@ -30,7 +30,7 @@ VERBS = {
     "data": "Write, check, show or draw data sets.",
     "plan": "Say what a run takes and costs, before it is submitted.",
     "recipes": "List the recipes, their cost and their keys.",
-    "bench": "Measure the loader and the step.",
+    "bench": "Measure decoding, loader, step, inference and scaling.",
     "doctor": "Check this machine and say what is missing.",
 }
 FILES = {"import": "importing"}  # verbs that Python does not allow as a module's name

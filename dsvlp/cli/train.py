@@ -45,6 +45,7 @@ def command(
     resolved = _recipe(name, overrides, run)
     processes = nproc or local.default_processes()
     if not launched:
+        resolved.data.check_named()
         recipe.accumulation(resolved, processes)
     folder = run or local.new_run(name or "", resolved)
     if not launched and not any((folder / "checkpoints").glob("step-*")):

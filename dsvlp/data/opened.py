@@ -15,7 +15,7 @@ from dsvlp.data.staged import nearest
 from dsvlp.data.synthetic import ensure_objects, ensure_world
 from dsvlp.data.text import Tokenizer
 from dsvlp.errors import DataError
-from dsvlp.recipe import Recipe, SemVLPModel, accumulation, fetches_negatives
+from dsvlp.recipe import Recipe, SemVLPModel, Synthetic, accumulation, fetches_negatives
 from dsvlp.types import DataFacts
 
 
@@ -77,18 +77,22 @@ class Data:
             self.fetcher.close()
 
 
-def open_data(recipe: Recipe, cache: Path | None = None) -> Data:
+def open_data(recipe: Recipe, cache: Path | None = None, drawn: bool = False) -> Data:
     """Returns the recipe's data sets, tokenizer and training loader, checked against each other.
 
-    Where `data.train` is empty, the synthetic world stands in: made in the cache the first time.
+    Where `data.train` is empty, the recipe's synthetic world stands in: made in the cache the first time.
 
     Args:
         recipe: the resolved recipe.
         cache: where made data is kept; None: `dsvlp` in the user's cache folder.
+        drawn: for measurements: a recipe that names no data gets drawn scenes too.
 
     Raises:
         DataError: a file is absent or damaged, or does not fit the recipe.
+        RecipeError: the recipe names no data.
     """
+    if not drawn:
+        recipe.data.check_named()
     sources, held_out = _places(recipe, cache or cache_folder())
     datasets = tuple(_open(*place) for place in sources)
     checked = _open(*held_out) if held_out is not None else None
@@ -119,11 +123,12 @@ def synthetic_places(recipe: Recipe, cache: Path) -> list[Place]:
 
     With questions where the recipe trains on answers, with region features where its model reads them.
     """
-    made = ensure_world(recipe.data.synthetic, cache, recipe.objectives.qa is not None)
+    world = recipe.data.synthetic or Synthetic()
+    made = ensure_world(world, cache, recipe.objectives.qa is not None)
     if not isinstance(recipe.model, SemVLPModel):
         return [(path, None) for path in made]
     shape = (recipe.model.objects, recipe.model.feature_width)
-    return [(path, ensure_objects(recipe.data.synthetic, path, *shape)) for path in made]
+    return [(path, ensure_objects(world, path, *shape)) for path in made]
 
 
 def _open(path: str | Path, features: str | Path | None) -> Dataset:

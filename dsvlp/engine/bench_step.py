@@ -107,7 +107,7 @@ def bench(recipe: Recipe, lengths: Lengths) -> dict[str, Any]:
         Watchdog(recipe.engine.watchdog_seconds) as watchdog,
     ):
         zero.join(recipe.engine.watchdog_seconds)
-        with open_data(recipe) as data:
+        with open_data(recipe, drawn=True) as data:
             mine, parts = _measure(recipe, data, lengths, watchdog, wire)
         ranks = [Measured.from_json(one) for one in dist.gather_objects(asdict(mine))]
         layout = Layout.from_json(recipe.engine.zero, load_layout(recipe.engine.zero))

@@ -32,7 +32,7 @@ from dsvlp.engine.probes import ImagesOf, match_accuracy, relation_accuracy, sin
 from dsvlp.engine.retrieval import Captions, Gallery
 from dsvlp.errors import DataError, RunError
 from dsvlp.objectives.mlm import MLM
-from dsvlp.recipe import Recipe, reads_objects
+from dsvlp.recipe import Recipe, Synthetic, reads_objects
 from dsvlp.system import System
 from dsvlp.tasks.scores import Share
 
@@ -114,8 +114,9 @@ class Scorer:
             out["gates"] = fusion
         if self._settings.retrieval and ("itc" in objectives or "itm" in objectives):
             out["retrieval"] = self._retrieval()
-        if not self._recipe.data.train:
-            out["probes"] = self._probes()
+        world = self._recipe.data.synthetic
+        if not self._recipe.data.train and world is not None:
+            out["probes"] = self._probes(world)
         if self._settings.zero_gates:
             with closed_gates(self._system):
                 out["zero_gates"] = self._losses_and_matching()
@@ -171,8 +172,8 @@ class Scorer:
             out |= {f"itm_{mode}_captions": _json(names.recalls(every, mode)) for mode in modes}
         return out
 
-    def _probes(self) -> dict[str, Any]:
-        world, text = self._recipe.data.synthetic, self._recipe.model.text
+    def _probes(self, world: Synthetic) -> dict[str, Any]:
+        text = self._recipe.model.text
         out: dict[str, Any] = {}
         if world.max_shapes > 1 and "itm" in self._system.objectives:
             pairs = relation_pairs(PROBE_PAIRS, world.seed, world.image_size, world.max_shapes)

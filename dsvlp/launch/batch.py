@@ -168,9 +168,10 @@ def check(resolved: recipe.Recipe, job: Job) -> None:
     """Refuses what a person has to mend, while it costs nothing; warns of a time limit that is short.
 
     Raises:
-        RecipeError: the processes do not divide the batch; names the numbers that do.
+        RecipeError: it names no data, or the processes do not divide the batch; names the numbers that do.
         RunError: the folder cannot be written, or holds something else.
     """
+    resolved.data.check_named()
     recipe.accumulation(resolved, job.shape.world)
     preflight.check_writable(job.folder)
     if not (job.folder / "recipe.json").exists():

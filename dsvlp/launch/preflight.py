@@ -90,7 +90,7 @@ def make_folder(folder: Path) -> None:
 
 
 def check_recipe(recipe: Recipe, resources: Resources, folder: Path | None = None) -> None:
-    """Checks that a recipe fits the processes and the time limit.
+    """Checks that a recipe names its data, and fits the processes and the time limit.
 
     Args:
         recipe: the resolved recipe.
@@ -98,12 +98,13 @@ def check_recipe(recipe: Recipe, resources: Resources, folder: Path | None = Non
         folder: of a run that may have trained already: its measured steps count, not a bound.
 
     Raises:
-        RecipeError: the processes do not divide the batch; names the numbers that do. Or the layout is wrong,
-            or not for `engine.compile`.
+        RecipeError: it names no data. Or the processes do not divide the batch; names the numbers that do.
+            Or the layout is wrong, or not for `engine.compile`.
         DataError: region features that it names are absent or damaged, or not of its data and model; or its
             data have no answers for objectives.qa, or not one table of them.
         RunError: not one checkpoint would be written within the time limit.
     """
+    recipe.data.check_named()
     recipes.accumulation(recipe, resources.world)
     check_features(recipe)
     check_answers(recipe)

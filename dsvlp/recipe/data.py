@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dsvlp.config import Strict
+from dsvlp.errors import RecipeError
 from dsvlp.recipe.numbers import Positive, PositiveFloat, Seed, Share
 
 
@@ -21,7 +22,7 @@ class Source(Strict):
 
 
 class Synthetic(Strict):
-    """The synthetic world that stands in where `data.train` is empty."""
+    """The drawn world that stands in where `data.train` is empty."""
 
     images: Positive = 2000
     seed: Seed = 0
@@ -53,7 +54,9 @@ class Data(Strict):
     train: list[Source] = []
     validation: str | None = None
     validation_features: str | None = Field(None, description="the validation data's region features")
-    synthetic: Synthetic = Synthetic()
+    synthetic: Synthetic | None = Field(
+        None, description="drawn scenes, where `data.train` is empty; without this table it must not be"
+    )
     tokenizer: str | None = Field(
         None, description="folder or hub name; None: the vocabulary beside the data"
     )
@@ -74,3 +77,12 @@ class Data(Strict):
     )
     max_bad_share: Share = Field(0.01, description="share of unreadable images past which the run stops")
     timeout_seconds: PositiveFloat = 300.0
+
+    def check_named(self) -> None:
+        """Raises `RecipeError` where a run would have nothing to train on."""
+        if not self.train and self.synthetic is None:
+            raise RecipeError(
+                "the recipe names no training data: data.train is empty",
+                "data sets of `dsvlp data write`, or a table data.synthetic",
+                """Add 'data.train=[{path="X.beton"}]', or data.synthetic.images=4000 for drawn scenes""",
+            )

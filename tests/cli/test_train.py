@@ -42,6 +42,15 @@ def test_a_number_of_processes_that_does_not_divide_the_batch_starts_nothing(lau
     assert launched == []
 
 
+@pytest.mark.parametrize("processes", ["1", "4"])
+def test_a_recipe_that_names_no_data_starts_nothing(launched, tmp_path, processes):
+    arguments = ["pretrain_svl", "--nproc", processes, "--run", str(tmp_path / "run")]
+    result = CliRunner().invoke(train.command, arguments)
+    assert isinstance(result.exception, RecipeError)
+    assert "data.train is empty" in str(result.exception)
+    assert launched == [] and not (tmp_path / "run").exists()
+
+
 def test_a_wrong_key_starts_nothing(launched):
     result = CliRunner().invoke(train.command, ["tiny_svl", "optimizer.lrr=1", "--nproc", "2"])
     assert "did you mean 'lr'" in str(result.exception)

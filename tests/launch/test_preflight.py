@@ -76,10 +76,19 @@ def test_compiled_blocks_under_a_layout_that_overlaps_are_refused_before_a_job_w
 
 
 def test_a_time_limit_shorter_than_a_checkpoint_interval_is_refused(tmp_path):
-    big = recipe.load("pretrain_svl", ["checkpoint.every_steps=70000"])
+    data = 'data.train=[{path="X.beton"}]'
+    big = recipe.load("pretrain_svl", [data, "checkpoint.every_steps=70000"])
     with pytest.raises(RunError, match=r"a checkpoint comes every 70000 steps.*H200.*every_steps to [0-9]+"):
         preflight.check_recipe(big, Resources(gpus=4, hours=0.1))
-    preflight.check_recipe(recipe.load("pretrain_svl"), Resources(gpus=4, hours=1))
+    preflight.check_recipe(recipe.load("pretrain_svl", [data]), Resources(gpus=4, hours=1))
+
+
+def test_a_recipe_without_data_is_refused_and_a_table_of_drawn_scenes_is_data():
+    with pytest.raises(RecipeError, match=r"data.train is empty.*X\.beton.*data\.synthetic\.images"):
+        preflight.check_recipe(recipe.load("pretrain_svl"), Resources(gpus=4, hours=9))
+    preflight.check_recipe(
+        recipe.load("pretrain_svl", ["data.synthetic.images=4000"]), Resources(gpus=4, hours=9)
+    )
 
 
 def test_of_a_run_that_has_trained_the_measured_step_counts(tmp_path):
