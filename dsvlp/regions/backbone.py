@@ -52,7 +52,7 @@ class Backbone:
     Args:
         name: timm's.
         weights: timm checkpoint, by name or file; None: timm's own for the name; "random": drawn, always
-            the same, for trials without any; its BatchNorm normalises each picture by itself.
+            the same, for trials without any.
         sizes: of the pictures.
         device: where it computes.
 
@@ -68,8 +68,9 @@ class Backbone:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(_SEED)
                 cnn = CNN(Table(name=name))
-            self._one_by_one = weights == RANDOM and _normalise_by_picture(cnn)
-            if weights != RANDOM:
+            if weights == RANDOM:
+                _calibrate(cnn)
+            else:
                 load_cnn(cnn.body, weights or name)
         except RecipeError as error:  # it speaks of a recipe's keys
             found = error.found.removeprefix(f"model.image.name = {name!r}").removeprefix("model.image.")
@@ -82,19 +83,9 @@ class Backbone:
 
     @torch.inference_mode()
     def maps(self, pictures: Sequence[Tensor]) -> Iterator[tuple[list[int], Tensor]]:
-        """Yields (places, their maps [I, C, h, w]) of pictures uint8 [3, H, W] on the device.
-
-        Raises:
-            DataError: drawn weights, and a picture of a single cell.
-        """
+        """Yields (places, their maps [I, C, h, w]) of pictures uint8 [3, H, W] on the device."""
         sizes = [self._sizes.of(picture.shape[1], picture.shape[2]) for picture in pictures]
-        if self._one_by_one and (STRIDE, STRIDE) in sizes:
-            raise DataError(
-                f"a picture is resized to {STRIDE} x {STRIDE} pixels: one cell",
-                "several: drawn weights normalise each picture by its own cells",
-                "Raise --shorter and --longer, or give --weights",
-            )
-        for places in [[place] for place in range(len(sizes))] if self._one_by_one else alike(sizes):
+        for places in alike(sizes):
             images = torch.cat([self._resized(pictures[place], sizes[place]) for place in places])
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
                 maps = self._cnn(images)
@@ -108,15 +99,36 @@ class Backbone:
         return resized * self._scale + self._shift
 
 
-def _normalise_by_picture(cnn: CNN) -> bool:
-    """Prepares drawn weights, and returns whether there was anything to prepare: a BatchNorm.
+def _calibrate(cnn: CNN) -> None:
+    """Gives drawn weights the BatchNorm statistics that they lack: those of drawn pictures.
 
-    It has no statistics yet, and timm starts residual branches at zero. As they are, all pictures would have
-    nearly the same features (a ResNet-50's: cosine 0.8, size 0.03).
+    As timm draws a ResNet-50, its statistics are none and its residual branches zero: all photographs have
+    nearly the same features. Normalised each by itself they differ from cell to cell, and hardly in their
+    means: 0.8% of the variance of `coco_mini`'s 36 regions lies between photographs, 26% so.
     """
     norms = [part for part in cnn.modules() if isinstance(part, _BatchNorm)]
     for norm in norms:
-        norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+        norm.train()
+        norm.momentum = None  # the mean of what it sees, not a moving one
         if norm.affine:
             torch.nn.init.ones_(norm.weight)
-    return bool(norms)
+    if norms:
+        with torch.no_grad():
+            cnn(_noise(torch.Generator().manual_seed(_SEED)))
+
+
+def _noise(generator: torch.Generator, count: int = 16, side: int = 224) -> Tensor:
+    """Returns normalised pictures [I, 3, h, w] with structure of every size, as photographs have.
+
+    Grey counts more than colour; pictures differ in brightness, tint and contrast.
+    """
+
+    def waves(channels: int) -> Tensor:
+        sizes = [1 << power for power in range(side.bit_length())]
+        drawn = (torch.randn(count, channels, size, size, generator=generator) for size in sizes)
+        return sum((F.interpolate(each, (side, side), mode="bilinear") for each in drawn), torch.zeros(()))
+
+    pictures = waves(1) + 0.3 * waves(3)
+    pictures = (pictures - pictures.mean((1, 2, 3), keepdim=True)) / pictures.std((1, 2, 3), keepdim=True)
+    contrast = 0.6 + 0.8 * torch.rand(count, 1, 1, 1, generator=generator)
+    return contrast * pictures + 0.6 * torch.randn(count, 3, 1, 1, generator=generator)

@@ -29,7 +29,7 @@ from dsvlp.data.features.layout import row_bytes
 from dsvlp.data.features.manifest import SUFFIX, FeatureManifest, Kind
 from dsvlp.data.features.rows import RegionSource
 from dsvlp.errors import DataError, RunError
-from dsvlp.regions.backbone import Backbone, Sizes
+from dsvlp.regions.backbone import RANDOM, Backbone, Sizes
 from dsvlp.regions.content import content_of
 from dsvlp.regions.detector import Detector
 from dsvlp.regions.extractor import Extractor
@@ -62,7 +62,8 @@ class Settings:
 
     def arguments(self, dataset: Dataset) -> dict[str, Any]:
         """Returns everything that decides the features, as JSON; of local models also what they hold."""
-        contents = {"detector_sha256": content_of(self.detector), "weights_sha256": content_of(self.weights)}
+        weights = None if self.weights == RANDOM else self.weights
+        contents = {"detector_sha256": content_of(self.detector), "weights_sha256": content_of(weights)}
         local = {name: value for name, value in contents.items() if value is not None}
         return {"dataset": dataset.manifest.to_json()["digest"], **asdict(self), **local}
 

@@ -247,3 +247,11 @@ def test_every_part_has_one_worker():
             for process in range(processes)
         ]
         assert sorted(number for share in shares for number in share) == list(range(17))
+
+
+def test_drawn_weights_are_no_file_of_that_name(dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = replace(GRID, weights="random")
+    before = settings.arguments(dataset)
+    Path("random").write_bytes(b"something")
+    assert settings.arguments(dataset) == before
