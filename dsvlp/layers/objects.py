@@ -6,6 +6,7 @@ Legend: I images, N objects, F feature width, D width.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsvlp.layers.attention import NORM_EPS, initial_deviation, initialise
@@ -23,10 +24,14 @@ class ObjectEmbedding(nn.Module):
         width: D.
         dropout: of the tokens.
         average: feature and box are projected apart, as LXMERT; else together (M4a).
+        normed: features lose their mean and size first, without parameters. What a CNN's last ReLU lets
+            through is never negative and much alike in all objects: a step that all weights take in one
+            direction moves every token by as much as objects differ.
     """
 
-    def __init__(self, features: int, width: int, dropout: float, average: bool) -> None:
+    def __init__(self, features: int, width: int, dropout: float, average: bool, normed: bool) -> None:
         super().__init__()
+        self._normed = normed
         self.project = AveragedProjection(features, width) if average else nn.Linear(features + BOX, width)
         self.image = nn.Parameter(torch.empty(width).normal_(std=initial_deviation(width)))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
@@ -35,7 +40,11 @@ class ObjectEmbedding(nn.Module):
 
     def forward(self, objects: Tensor, segment: Tensor) -> Tensor:
         """Returns tokens [I, 1 + N, D] of objects [I, N, F + 4] in any precision, and a segment [1, D]."""
-        projected = self.project(objects.float())
+        objects = objects.float()
+        if self._normed:
+            features, boxes = objects[..., :-BOX], objects[..., -BOX:]
+            objects = torch.cat((F.layer_norm(features, features.shape[-1:]), boxes), -1)
+        projected = self.project(objects)
         tokens = torch.cat((self.image.expand(len(objects), 1, -1), projected), 1)
         out: Tensor = self.dropout(self.norm(tokens + segment))
         return out

@@ -40,8 +40,9 @@ class SemVLP(JointModel):
     def __init__(self, table: SemVLPModel, text: BERTTower) -> None:
         super().__init__(text)
         sizes = table.text
+        average = table.box_fuse == "avg_ln"
         self.objects = ObjectEmbedding(
-            table.feature_width, sizes.width, sizes.dropout, average=table.box_fuse == "avg_ln"
+            table.feature_width, sizes.width, sizes.dropout, average, table.norm_features
         )
         self.cross = nn.ModuleList(
             CrossedLayer(sizes.width, sizes.heads, sizes.dropout)

@@ -113,6 +113,9 @@ class SemVLPModel(Strict):
     box_fuse: Literal["concat", "avg_ln"] = Field(
         "concat", description="avg_ln: feature and box projected, normed and averaged, as LXMERT (M4a)"
     )
+    norm_features: bool = Field(
+        False, description="features without their mean and size; drawn or poor ones are hardly learnt else"
+    )
     mode_schedule: Literal["halves", "step", "bernoulli", "single", "two"] = Field(
         "halves",
         description="halves: every micro-batch has pairs of both modes; step: modes take turns; bernoulli: "

@@ -198,6 +198,25 @@ def test_objects_are_projected_with_their_boxes_and_carry_the_second_segment() -
     assert torch.allclose(tokens[:, 0], parts.norm(parts.image + segment).expand(4, -1), atol=1e-5)
 
 
+@pytest.mark.parametrize("fuse", ["concat", "avg_ln"])
+def test_normed_features_tell_nothing_of_their_mean_and_size_and_boxes_stay(fuse: str) -> None:
+    settings = (f"model.box_fuse={fuse}", "model.norm_features=true")
+    model, batch = _model(*settings).eval(), _batch()
+    plain = _model(settings[0]).eval()
+    assert _count(model) == _count(plain)
+
+    def tokens(seen: SemVLP, factor: float, offset: float, shift: float = 0.0) -> torch.Tensor:
+        objects = batch.images.double()
+        features, boxes = objects[..., :FEATURES] * factor + offset, objects[..., FEATURES:] + shift
+        return seen.encode_image(torch.cat((features, boxes), -1)).tokens
+
+    assert torch.allclose(tokens(model, 1, 0), tokens(model, 3, 7), atol=1e-4)
+    assert not torch.allclose(tokens(plain, 1, 0), tokens(plain, 3, 7), atol=1e-2)
+    assert not torch.allclose(tokens(model, 1, 0), tokens(model, 1, 0, 0.5), atol=1e-3)
+    nothing = torch.zeros_like(batch.images)
+    assert model.encode_image(nothing).tokens.isfinite().all()
+
+
 def test_lxmerts_objects_are_means_of_normed_feature_and_box() -> None:
     model, batch = _model("model.box_fuse=avg_ln").eval(), _batch()
     project, objects = model.objects.project, batch.images.float()
