@@ -108,7 +108,7 @@ def _row(number: int, values: Sequence[str]) -> Row | None:
     job, cluster, user, state, start, elapsed, tres, name = values[:half]
     if not re.fullmatch(r"\d+(_(\d+|\[.*\]))?(\+\d+)?", job) or not re.fullmatch(r"[A-Z_]+( by .*)?", state):
         raise _damaged(place, f"job {job}, state {state}")
-    if start in NO_TIME:
+    if start in NO_TIME or state == "PENDING":  # which Slurm says, with a start, for seconds after one, too
         return None
     try:
         began = float(start) if start.isdigit() else datetime.fromisoformat(start).timestamp()

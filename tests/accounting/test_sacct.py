@@ -33,6 +33,7 @@ ROWS = (
         "",
     ),
     ("2_[1-7%2]", "c", "ada", "PENDING", "Unknown", "0", "", "x"),
+    ("2_8", "c", "ada", "PENDING", "2026-11-22T16:08:19", "2", "", "just started: the accounting lags"),
     ("3", "c", "bob", "RUNNING", "1795364162", "86461", "gres/gpu:a=1,gres/gpu:b=2,gres/gpu=3", "Ünï ☃"),
     ("4", "c", "bob", "COMPLETED", "2026-11-22T16:08:19", "2", "billing=1,cpu=1,mem=100M,node=1", "w"),
 )
