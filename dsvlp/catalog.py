@@ -167,7 +167,20 @@ def problems(recipe: Recipe) -> list[str]:
 
 
 def notes(recipe: Recipe) -> list[str]:
-    """Returns what a recipe asks for in vain though nothing is wrong with it: one sentence each."""
+    """Returns what a recipe's reader should know though nothing is wrong with it: one sentence each."""
+    return [*_captions_note(recipe), *_pixels_note(recipe)]
+
+
+def _captions_note(recipe: Recipe) -> list[str]:
+    """Pairs that share an image change what a batch is made of."""
+    pairs, captions = recipe.batch.global_pairs, recipe.data.captions_per_image
+    if captions == 1:
+        return []
+    images = pairs // captions
+    return [f"data.captions_per_image = {captions}: the {pairs:,} pairs of a step have {images:,} images"]
+
+
+def _pixels_note(recipe: Recipe) -> list[str]:
     model = recipe.model
     if model.system != "pixelbert" or model.pixels <= model.cells:
         return []

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dsvlp import config, recipe
+from dsvlp import catalog, config, recipe
 from dsvlp.accounting import flops, hardware
 from dsvlp.accounting.assumptions import Assumptions
 from dsvlp.accounting.price import price
@@ -59,6 +59,8 @@ def _show(shown: recipe.Recipe) -> None:
         if cost.parameters:
             click.echo(f"{component:22} {cost.parameters:13,} {cost.forward / 1e9:20.3f}")
     click.echo(f"hash {config.digest(shown)}")
+    for note in catalog.notes(shown):
+        click.echo(f"note: {note}")
 
 
 def key_lines() -> Iterator[str]:

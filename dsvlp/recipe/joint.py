@@ -19,7 +19,8 @@ class CNN(Strict):
     batch_norm: Literal["frozen", "train", "sync"] = Field(
         "frozen",
         description="frozen: the published statistics stay, and cutting the batch changes nothing; train: a "
-        "micro-batch's own, as SOHO; sync: those of a micro-step's images on all ranks",
+        "micro-batch's own, as SOHO; sync: those of a micro-step's images on all ranks, so keep "
+        "batch.micro_pairs times ranks where either changes",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dsvlp import catalog
 from dsvlp.accounting.memory import RESERVE
 from dsvlp.accounting.plan import HOUR, Plan
 from dsvlp.reports import table
@@ -79,6 +80,7 @@ def _what(plan: Plan) -> Iterator[str]:
         f"{recipe.batch.global_pairs:,} pairs on {cluster.nodes} x {cluster.gpus} {cluster.device.name}: "
         f"micro-batches of {plan.pairs}, {plan.accumulation} a step on each"
     )
+    yield from catalog.notes(recipe)
     near = sorted(sorted(plan.worlds, key=lambda world: abs(world - cluster.world))[:_NEAR])
     more = f", {len(plan.worlds)} in all" if len(plan.worlds) > len(near) else ""
     yield f"numbers of GPUs that share this batch: {', '.join(map(str, near))}{more}"

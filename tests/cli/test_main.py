@@ -88,6 +88,13 @@ def test_recipes_lists_every_shipped_recipe_with_its_cost():
     assert "470 V100-h" in printed and "4,000 V100-h (estimate)" in printed
 
 
+def test_a_recipe_says_how_many_images_its_pairs_have_and_which_pixels_it_asks_for_in_vain():
+    words = ["tiny_pixelbert", "model.pixels=100", "data.captions_per_image=4"]
+    printed = CliRunner().invoke(recipes.command, words).output
+    assert "note: data.captions_per_image = 4: the 64 pairs of a step have 16 images" in printed
+    assert "note: model.pixels = 100, but no image has more than 9 cells" in printed
+
+
 def test_keys_name_type_default_and_meaning():
     lines = CliRunner().invoke(recipes.command, ["--keys"]).output.splitlines()
     assert "optimizer.lr: number > 0" in lines

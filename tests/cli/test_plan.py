@@ -55,6 +55,11 @@ def test_a_plan_names_stages_hours_and_that_it_is_arithmetic(recipe, gpus):
     )
 
 
+def test_a_plan_says_how_many_images_the_pairs_have():
+    out = printed("pretrain_pixelbert_grouped", "--gpus", "8", "--gpu", "h200")
+    assert "the 4,096 pairs of a step have 1,024 images" in out
+
+
 def test_what_does_not_fit_says_what_would_and_ends_with_1():
     out = printed("pretrain_fiber", "--gpus", "2", "--gpu", "a10", code=1)
     assert "! zero1 needs" in out and "choose " in out and " GPUs" in out.splitlines()[-1]

@@ -143,8 +143,7 @@ def test_training_draws_and_evaluation_keeps_all() -> None:
 @pytest.mark.parametrize(("pixels", "size", "told"), [(100, 600, True), (81, 600, False), (0, 64, False)])
 def test_a_recipe_whose_images_have_too_few_cells_is_told_so(pixels: int, size: int, told: bool) -> None:
     shown = make_pixelbert_recipe(f"model.pixels={pixels}", f"model.image_size={size}")
-    notes = catalog.notes(shown)
-    assert [("81 cells" in note) for note in notes] == [True] * told
+    assert any("81 cells" in note for note in catalog.notes(shown)) == told
 
 
 def test_the_papers_recipes_images_have_enough_cells() -> None:

@@ -258,6 +258,12 @@ def test_every_pair_mismatched_leaves_only_itm() -> None:
     assert losses.keys() == {"itm", "mlm", "mop", "qa"}
     for name, loss in losses.items():
         assert (float(loss.sum.detach()) > 0, float(loss.count) > 0) == (name == "itm",) * 2
+    sum(loss.sum for loss in losses.values()).backward()
+    tied = {id(parameter) for parameter in built.model.parameters()}
+    for name, head in built.objectives.items():
+        own = [p.grad for p in head.parameters() if id(p) not in tied]
+        moved = [grad is not None and bool(grad.any()) for grad in own]
+        assert any(moved) == (name == "itm"), name
 
 
 def test_losses_are_told_apart_by_mode() -> None:
