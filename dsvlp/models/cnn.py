@@ -5,6 +5,7 @@ Legend: I images, C channels of the last stage, h x w its grid.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import timm
@@ -20,6 +21,7 @@ from dsvlp.models.pretrained import load_cnn
 from dsvlp.recipe import CNN as Table
 
 STRIDE = 32
+OBLONG = (96, 160)  # pixels, a picture that no net of fixed windows reads
 KNOWN = "resnet18, resnet50, resnet101, resnext50_32x4d, resnext101_32x8d, convnext_base"
 
 
@@ -66,7 +68,7 @@ class CNN(nn.Module):
         """Chooses the stages that are recomputed in backward: ResNets' one by one; of others timm does all.
 
         Raises:
-            RecipeError: timm would recompute, and count BatchNorm's statistics twice.
+            RecipeError: timm cannot recompute this one, or would count BatchNorm's statistics twice.
         """
         self._checkpointing = mode
         if mode == "none" or isinstance(self.body, ResNet):
@@ -78,7 +80,12 @@ class CNN(nn.Module):
                 "a ResNet or ResNeXt, or statistics that stay",
                 "Set model.image.batch_norm='frozen' or engine.activation_checkpointing='none'",
             )
-        self.body.set_grad_checkpointing(True)
+        if not recomputes(self.body):
+            raise RecipeError(
+                f"engine.activation_checkpointing = {mode!r}, but timm cannot recompute {self._name}",
+                "a CNN that can be: a ResNet, a ResNeXt, a ConvNeXt",
+                "Choose one, or set engine.activation_checkpointing='none'",
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the last stage's map [I, C, h, w] of images [I, 3, H, W].
@@ -93,10 +100,18 @@ class CNN(nn.Module):
 
 
 def backbone(name: str) -> nn.Module:
-    """Returns timm's model of a name, its classifier left out.
+    """Returns timm's model of a name, its classifier left out; raises as `check`."""
+    check(name)
+    trunk: nn.Module = timm.create_model(name, num_classes=0, global_pool="")
+    return trunk
+
+
+@cache
+def check(name: str) -> None:
+    """Tries timm's model of a name on the meta device, on a square picture and on an oblong one.
 
     Raises:
-        RecipeError: timm has none, or its last map has another stride than 32.
+        RecipeError: timm has none, its last map has another stride than 32, or it reads one size alone.
     """
     if not timm.is_model(name):
         raise RecipeError(f"model.image.name = {name!r}: timm has no model of this name", f"e.g. {KNOWN}")
@@ -106,13 +121,30 @@ def backbone(name: str) -> nn.Module:
         shape = tuple(net.forward_features(torch.empty(1, 3, side, side)).shape)
     sides = (side // STRIDE, -(-side // STRIDE))  # what the stride cuts may count or not
     if not any(shape == (1, net.num_features, cells, cells) for cells in sides):
-        raise RecipeError(
-            f"model.image.name = {name!r} makes {shape} of a picture of {side} x {side} pixels",
-            f"(1, channels, {sides[1]}, {sides[1]}): a CNN of stride {STRIDE}",
-            f"Choose e.g. {KNOWN}",
-        )
-    trunk: nn.Module = timm.create_model(name, num_classes=0, global_pool="")
-    return trunk
+        raise _unfit(name, f"makes {shape} of a picture of {side} x {side} pixels", sides[1], sides[1])
+    try:
+        with torch.device("meta"):
+            net.forward_features(torch.empty(1, 3, *OBLONG))
+    except (RuntimeError, AssertionError) as error:
+        said = f"reads no picture of {OBLONG[0]} x {OBLONG[1]} pixels ({str(error).splitlines()[0]})"
+        raise _unfit(name, said, *(length // STRIDE for length in OBLONG)) from error
+
+
+def _unfit(name: str, said: str, lines: int, columns: int) -> RecipeError:
+    return RecipeError(
+        f"model.image.name = {name!r} {said}",
+        f"(1, channels, {lines}, {columns}): a CNN of stride {STRIDE}, for pictures of any size",
+        f"Choose e.g. {KNOWN}",
+    )
+
+
+def recomputes(net: Any) -> bool:
+    """Has timm recompute a net's blocks in backward; returns False where it cannot."""
+    try:
+        net.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError):
+        return False
+    return True
 
 
 def synchronise(net: nn.Module, name: str) -> None:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from dsvlp.models.cnn import check, recomputes
+
 
 @dataclass(frozen=True)
 class Counted:
@@ -21,7 +23,7 @@ class Counted:
         forward: FLOP, one multiply-add being 2.
         channels: of the last map.
         kept: bytes that autograd keeps in fp32.
-        kept_recomputing: the same where timm recomputes its blocks.
+        kept_recomputing: the same where timm recomputes its blocks, if it can.
     """
 
     parameters: int
@@ -33,16 +35,21 @@ class Counted:
 
 @cache
 def count(name: str, height: int, width: int) -> Counted:
-    """Returns the work of timm's CNN of a name for an image of so many pixels."""
+    """Returns the work of timm's CNN of a name for an image of so many pixels.
+
+    Raises:
+        RecipeError: it is no CNN of stride 32 that timm has.
+    """
+    check(name)
     with torch.device("meta"):
         net: Any = timm.create_model(name, num_classes=0, global_pool="").train()
         image = torch.empty(1, 3, height, width)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net.forward_features(image)
     kept = _kept(net, image)
-    net.set_grad_checkpointing(True)
+    recomputed = _kept(net, image) if recomputes(net) else kept
     parameters = sum(p.numel() for p in net.parameters())
-    return Counted(parameters, float(counter.get_total_flops()), net.num_features, kept, _kept(net, image))
+    return Counted(parameters, float(counter.get_total_flops()), net.num_features, kept, recomputed)
 
 
 def _kept(net: Any, image: Tensor) -> float:

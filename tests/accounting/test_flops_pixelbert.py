@@ -33,6 +33,7 @@ VARIANTS = {
     "no matching": ("objectives.itm=false",),
     "separate passes": ("engine.share_prefixes=false", "objectives.mlm.view=masked"),
     "a CNN without a formula": ("model.image.name=test_convnext",),
+    "one that timm cannot recompute": ("model.image.name=dla34",),
 }
 
 

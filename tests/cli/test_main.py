@@ -95,6 +95,19 @@ def test_a_recipe_says_how_many_images_its_pairs_have_and_which_pixels_it_asks_f
     assert "note: model.pixels = 100, but no image has more than 9 cells" in printed
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nosuch", "timm has no model of this name"),
+        ("vit_tiny_patch16_224", "makes (1, 197, 192) of a picture of 224 x 224"),
+    ],
+)
+def test_a_backbone_that_is_no_cnn_of_stride_32_has_no_price(name, reason):
+    done = dsvlp("recipes", "tiny_pixelbert", f"model.image.name={name}")
+    assert done.returncode == 2 and reason in done.stderr and "resnet50" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_keys_name_type_default_and_meaning():
     lines = CliRunner().invoke(recipes.command, ["--keys"]).output.splitlines()
     assert "optimizer.lr: number > 0" in lines

@@ -34,6 +34,7 @@ def stirred(net: nn.Module) -> nn.Module:
         ("vit_tiny_patch16_224", "makes (1, 197, 192)"),
         ("swin_tiny_patch4_window7_224", "makes (1, 7, 7, 768)"),
         ("inception_v3", "makes (1, 2048, 8, 8) of a picture of 299"),
+        ("coatnet_0_rw_224", "reads no picture of 96 x 160"),
     ],
 )
 def test_a_backbone_that_is_no_cnn_of_stride_32_is_refused_with_names_of_others(
@@ -50,6 +51,15 @@ def test_named_backbones_have_stride_32(name: str) -> None:
     with torch.device("meta"):
         net = CNN(config.validate(Table, {"name": name}, "test"))
         assert net(torch.empty(1, 3, 96, 160)).shape == (1, net.width, 3, 5)
+
+
+@pytest.mark.parametrize("name", ["dla34", "vgg16"])
+def test_a_cnn_that_timm_cannot_recompute_is_named_with_the_key(name: str) -> None:
+    with torch.device("meta"):
+        net = CNN(config.validate(Table, {"name": name}, "test"))
+    net.set_activation_checkpointing("none")
+    with pytest.raises(RecipeError, match=rf"activation_checkpointing = 'full'.* cannot recompute {name}"):
+        net.set_activation_checkpointing("full")
 
 
 def test_the_resnet_50_trunk_has_the_published_parameter_count() -> None:
