@@ -25,6 +25,7 @@ from dsvlp.regions.backbone import Backbone
 from dsvlp.regions.objects import Objects, ObjectSource
 from dsvlp.regions.pooling import pooled
 
+_LARGEST = torch.finfo(torch.float16).max
 _MEMORY_ENDED = ("out of memory", "not enough memory", "can't allocate memory")
 
 _Begun = tuple[range, list[StoredRow], list[Future[np.ndarray | BadImage]]]
@@ -67,25 +68,25 @@ class Extractor:
         """Returns the regions of successive rows.
 
         Raises:
-            DataError: a picture cannot be decoded; it is named.
+            DataError: a picture cannot be decoded, or float16 does not hold its features; it is named.
             RunError: the memory does not hold a batch.
         """
         with _enough_memory(self._batch):
             parts = [self._looked_at(*batch) for batch in self._batches(wanted)]
         return RegionRows.joined(parts)
 
-    def _batches(self, wanted: range) -> Iterator[tuple[list[Tensor], list[StoredRow]]]:
-        """Yields pictures uint8 [3, H, W] on the device with their rows; the next ones are on their way."""
+    def _batches(self, wanted: range) -> Iterator[tuple[range, list[Tensor], list[StoredRow]]]:
+        """Yields rows' numbers, pictures uint8 [3, H, W] on the device, rows; the next are on their way."""
         before: _Begun | None = None
         for first in range(wanted.start, wanted.stop, self._batch):
             numbers = range(first, min(first + self._batch, wanted.stop))
             rows = self._rows.read(np.array(numbers))
             begun = numbers, rows, [self._threads.submit(lambda row=row: self._decode(row)) for row in rows]  # type: ignore[misc]
             if before is not None:
-                yield self._pictures(*before), before[1]
+                yield before[0], self._pictures(*before), before[1]
             before = begun
         if before is not None:
-            yield self._pictures(*before), before[1]
+            yield before[0], self._pictures(*before), before[1]
 
     def _decode(self, row: StoredRow) -> np.ndarray | BadImage:
         whole = EncodedImage(row.jpeg, row.height, row.width, row.height, row.width)
@@ -106,8 +107,24 @@ class Extractor:
             out.append(torch.from_numpy(pixels).to(self._device).permute(2, 0, 1))
         return out
 
-    def _looked_at(self, pictures: list[Tensor], rows: list[StoredRow]) -> RegionRows:
-        return self._packed(*looked_at(self._source, self._backbone, pictures, rows), rows)
+    def _looked_at(self, numbers: range, pictures: list[Tensor], rows: list[StoredRow]) -> RegionRows:
+        objects, features = looked_at(self._source, self._backbone, pictures, rows)
+        self._check(numbers, features)
+        return self._packed(objects, features, rows)
+
+    def _check(self, numbers: range, features: Tensor) -> None:
+        """Raises `DataError` where float16 does not hold a feature of [R, N, F]."""
+        bad = (~(features.abs() <= _LARGEST)).nonzero()  # not-a-number is not less either
+        if not len(bad):
+            return
+        picture, place, column = bad[0].tolist()
+        number = numbers[picture]
+        raise DataError(
+            f"{self._dataset.path}: row {number} ({self._dataset.image_id(number)}), object {place}: the "
+            f"backbone made a feature of {float(features[picture, place, column]):g}",
+            f"numbers of at most {_LARGEST:g}, as float16 holds",
+            "See whether the backbone's weights are sound, or choose another; what is made stays",
+        )
 
     def _packed(self, objects: Objects, features: Tensor, rows: Sequence[StoredRow]) -> RegionRows:
         mask = objects.mask

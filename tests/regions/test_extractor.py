@@ -88,6 +88,22 @@ def test_a_picture_that_does_not_decode_is_named(tmp_path: Path, backbone):
         rows(dataset, GridBoxes(4), backbone, range(3))
 
 
+@pytest.mark.parametrize(("value", "told"), [(float("nan"), "nan"), (float("-inf"), "-inf"), (7e4, "70000")])
+def test_a_feature_that_float16_does_not_hold_is_named_where_it_is_made(
+    dataset, backbone, monkeypatch, value, told
+):
+    def poor(maps: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        made = pooled(maps, boxes)
+        if len(made) == 2:  # the last two of six, of which the second gets it
+            made[1, 2, 5] = value
+        return made
+
+    monkeypatch.setattr(extractor, "pooled", poor)
+    said = rf"row 5 \(0005.jpg\), object 2: .* a feature of {told}\. .*at most 65504"
+    with pytest.raises(DataError, match=said):
+        rows(dataset, GridBoxes(4), backbone, range(6))
+
+
 def test_memory_that_ends_is_a_sentence_that_names_the_batch(dataset, backbone, monkeypatch):
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

@@ -53,17 +53,19 @@ def source_of(
         arguments: of the source.
 
     Raises:
-        DataError: as `places_of_rows`, or the first image's cannot be read.
+        DataError: as `places_of_rows`, none has an object, or one that is looked at cannot be read.
     """
     found = places_of_rows(dataset, places, where)
-    width = next(
-        (read(row, place).features.shape[1] for row, place in enumerate(found) if place is not None), 0
-    )
+    entries = (read(row, place).features for row, place in enumerate(found) if place is not None)
+    width = next((features.shape[1] for features in entries if len(features)), None)
+    if width is None:
+        raise DataError(f"{where} has no object in any image of {dataset.path}", "regions", "Check the files")
 
     def rows(first: int) -> Iterator[RegionRows]:
         for row in range(first, dataset.images):
             place = found[row]
-            yield RegionRows.nothing(width) if place is None else read(row, place)
+            regions = None if place is None else read(row, place)
+            yield regions if regions is not None and regions.counts.any() else RegionRows.nothing(width)
 
     missing = [dataset.image_id(row) for row, place in enumerate(found) if place is None]
     told = "as in the files"

@@ -66,6 +66,17 @@ def test_every_form_gives_the_same_regions(dataset, tmp_path, kind):
         assert found.mask[row].sum() == count
 
 
+@pytest.mark.parametrize("row", [0, 2])
+def test_a_file_of_no_objects_is_an_image_without_objects(dataset, tmp_path, row):
+    fill(tmp_path / "raw", dataset, "npz")
+    empty = {name: array[:0] for name, array in arrays(dataset, row).items()}
+    np.savez(tmp_path / "raw" / f"{row:04d}.npz", **empty | {"features": np.zeros((0, 0), np.float32)})
+    source = read_folder(tmp_path / "raw", dataset)
+    write(source, dataset, tmp_path / "a.features", replace(QUIET, objects=5))
+    found = Features.open(tmp_path / "a.features", dataset).read(np.arange(dataset.images))
+    assert source.width == WIDTH and [not mask.any() for mask in found.mask] == [n == row for n in range(4)]
+
+
 def test_without_labels_and_confidences_objects_have_no_class_and_are_certain(dataset, tmp_path):
     fill(tmp_path / "raw", dataset, "npz", ("labels", "confidences"))
     source = read_folder(tmp_path / "raw", dataset)

@@ -9,6 +9,7 @@ import pytest
 from dsvlp.data.dataset import Dataset
 from dsvlp.data.features.matching import short
 from dsvlp.data.features.rows import RegionRows
+from dsvlp.data.features.stored import Features
 from dsvlp.data.features.tsv import FIELDS, read_tsv
 from dsvlp.data.features.writer import write
 from dsvlp.errors import DataError
@@ -72,6 +73,28 @@ def test_lines_in_any_order_are_the_rows_of_the_data_set(dataset, tmp_path):
                 np.testing.assert_array_equal(getattr(found, name), getattr(right, name))
     manifest = write(source, dataset, tmp_path / "a.features", QUIET)
     assert manifest.images == len(COUNTS) and manifest.table == source.table
+
+
+def bare(dataset: Dataset, row: int) -> dict[str, str]:
+    names = ("objects_id", "objects_conf", "attrs_id", "attrs_conf", "boxes", "features")
+    return line(dataset, row, num_boxes="0", **dict.fromkeys(names, ""))
+
+
+@pytest.mark.parametrize("row", [0, 2])
+def test_a_line_without_objects_is_an_image_without_objects(dataset, tmp_path, row):
+    lines = [bare(dataset, n) if n == row else line(dataset, n) for n in range(len(COUNTS))]
+    source = read_tsv([tsv(tmp_path, lines)], dataset)
+    assert source.width == WIDTH
+    manifest = write(source, dataset, tmp_path / "a.features", QUIET)
+    found = Features.open(tmp_path / "a.features", dataset).read(np.arange(len(COUNTS)))
+    assert [not mask.any() for mask in found.mask] == [n == row for n in range(len(COUNTS))]
+    assert manifest.adjusted.counts["image without objects"] == 1
+
+
+def test_lines_without_any_object_are_refused(dataset, tmp_path):
+    path = tsv(tmp_path, [bare(dataset, row) for row in range(len(COUNTS))])
+    with pytest.raises(DataError, match=r"objects.tsv has no object in any image of .*a.beton"):
+        read_tsv([path], dataset)
 
 
 def test_images_may_stand_in_several_files_but_once(dataset, tmp_path):
