@@ -22,6 +22,7 @@ from dsvlp.recipe import CNN as Table
 
 STRIDE = 32
 OBLONG = (96, 160)  # pixels, a picture that no net of fixed windows reads
+REFUSALS = (AssertionError, RuntimeError)  # timm's and torch's, for want of classes of their own
 KNOWN = "resnet18, resnet50, resnet101, resnext50_32x4d, resnext101_32x8d, convnext_base"
 
 
@@ -73,18 +74,18 @@ class CNN(nn.Module):
         self._checkpointing = mode
         if mode == "none" or isinstance(self.body, ResNet):
             return
+        if not recomputes(self.body):
+            raise RecipeError(
+                f"engine.activation_checkpointing = {mode!r}, but timm cannot recompute {self._name}",
+                "a CNN that can be: a ResNet, a ResNeXt, a ConvNeXt",
+                "Choose one, or set engine.activation_checkpointing='none'",
+            )
         if not self.frozen_statistics and any(isinstance(part, _BatchNorm) for part in self.body.modules()):
             raise RecipeError(
                 f"engine.activation_checkpointing = {mode!r} recomputes {self._name} by timm, which counts "
                 f"BatchNorm's statistics twice",
                 "a ResNet or ResNeXt, or statistics that stay",
                 "Set model.image.batch_norm='frozen' or engine.activation_checkpointing='none'",
-            )
-        if not recomputes(self.body):
-            raise RecipeError(
-                f"engine.activation_checkpointing = {mode!r}, but timm cannot recompute {self._name}",
-                "a CNN that can be: a ResNet, a ResNeXt, a ConvNeXt",
-                "Choose one, or set engine.activation_checkpointing='none'",
             )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -102,6 +103,10 @@ class CNN(nn.Module):
 def backbone(name: str) -> nn.Module:
     """Returns timm's model of a name, its classifier left out; raises as `check`."""
     check(name)
+    return _created(name)
+
+
+def _created(name: str) -> nn.Module:
     trunk: nn.Module = timm.create_model(name, num_classes=0, global_pool="")
     return trunk
 
@@ -111,26 +116,40 @@ def check(name: str) -> None:
     """Tries timm's model of a name on the meta device, on a square picture and on an oblong one.
 
     Raises:
-        RecipeError: timm has none, its last map has another stride than 32, or it reads one size alone.
+        RecipeError: timm has none, its pooling cannot be left out, its last map has another stride than
+            32, or it reads one size alone.
     """
     if not timm.is_model(name):
         raise RecipeError(f"model.image.name = {name!r}: timm has no model of this name", f"e.g. {KNOWN}")
-    with torch.device("meta"):
-        net: Any = timm.create_model(name, num_classes=0)
-        side = net.pretrained_cfg["input_size"][-1]
-        shape = tuple(net.forward_features(torch.empty(1, 3, side, side)).shape)
-    sides = (side // STRIDE, -(-side // STRIDE))  # what the stride cuts may count or not
-    if not any(shape == (1, net.num_features, cells, cells) for cells in sides):
-        raise _unfit(name, f"makes {shape} of a picture of {side} x {side} pixels", sides[1], sides[1])
     try:
         with torch.device("meta"):
-            net.forward_features(torch.empty(1, 3, *OBLONG))
-    except (RuntimeError, AssertionError) as error:
-        said = f"reads no picture of {OBLONG[0]} x {OBLONG[1]} pixels ({str(error).splitlines()[0]})"
-        raise _unfit(name, said, *(length // STRIDE for length in OBLONG)) from error
+            net: Any = _created(name).eval()  # in training BatchNorm refuses one image's single cell
+    except REFUSALS as error:
+        raise _unfit(name, f"cannot be built without its pooling ({_first_line(error)})", OBLONG) from error
+    side = net.pretrained_cfg["input_size"][-1]
+    for size in ((side, side), OBLONG):
+        _check_map(name, net, size)
 
 
-def _unfit(name: str, said: str, lines: int, columns: int) -> RecipeError:
+def _check_map(name: str, net: Any, size: tuple[int, int]) -> None:
+    picture = f"picture of {size[0]} x {size[1]} pixels"
+    try:
+        with torch.device("meta"):
+            out = net.forward_features(torch.empty(1, 3, *size))
+    except REFUSALS as error:
+        raise _unfit(name, f"reads no {picture} ({_first_line(error)})", size) from error
+    shape = tuple(out.shape) if isinstance(out, Tensor) else ()
+    sides = [(side // STRIDE, -(-side // STRIDE)) for side in size]  # what the stride cuts may count or not
+    if shape not in [(1, net.num_features, *cells) for cells in zip(*sides, strict=True)]:
+        raise _unfit(name, f"makes {shape or f'a {type(out).__name__}'} of a {picture}", size)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _unfit(name: str, said: str, size: tuple[int, int]) -> RecipeError:
+    lines, columns = (-(-side // STRIDE) for side in size)
     return RecipeError(
         f"model.image.name = {name!r} {said}",
         f"(1, channels, {lines}, {columns}): a CNN of stride {STRIDE}, for pictures of any size",

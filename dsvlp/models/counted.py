@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsvlp.models.cnn import check, recomputes
+from dsvlp.models.cnn import STRIDE, backbone, recomputes
+
+IMAGES = 2  # BatchNorm of one number a channel, as after pooling, refuses one in training
 
 
 @dataclass(frozen=True)
@@ -37,23 +38,35 @@ class Counted:
 def count(name: str, height: int, width: int) -> Counted:
     """Returns the work of timm's CNN of a name for an image of so many pixels.
 
+    A net that adds maps of several strides (DLA, HRNet) reads no 800 x 1066; it is counted on the canvas of
+    whole strides that batches give that image.
+
     Raises:
         RecipeError: it is no CNN of stride 32 that timm has.
     """
-    check(name)
     with torch.device("meta"):
-        net: Any = timm.create_model(name, num_classes=0, global_pool="").train()
-        image = torch.empty(1, 3, height, width)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net.forward_features(image)
-    kept = _kept(net, image)
-    recomputed = _kept(net, image) if recomputes(net) else kept
+        net: Any = backbone(name).train()
+        images = torch.empty(IMAGES, 3, height, width)
+    try:
+        forward = _flop(net, images)
+    except RuntimeError:
+        images = images.new_empty(IMAGES, 3, *(-(-side // STRIDE) * STRIDE for side in (height, width)))
+        forward = _flop(net, images)
+    kept = _kept(net, images)
+    recomputed = _kept(net, images) if recomputes(net) else kept
     parameters = sum(p.numel() for p in net.parameters())
-    return Counted(parameters, float(counter.get_total_flops()), net.num_features, kept, recomputed)
+    return Counted(parameters, forward, net.num_features, kept, recomputed)
 
 
-def _kept(net: Any, image: Tensor) -> float:
-    """Returns the bytes that autograd saves in a forward, each storage once, without the parameters."""
+def _flop(net: Any, images: Tensor) -> float:
+    """Returns the FLOP of a forward for one image."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net.forward_features(images)
+    return counter.get_total_flops() / IMAGES
+
+
+def _kept(net: Any, images: Tensor) -> float:
+    """Returns the bytes an image that autograd saves, each storage once, without the parameters."""
     own = {t.untyped_storage()._cdata for t in (*net.parameters(), *net.buffers())}
     storages: dict[int, torch.UntypedStorage] = {}
 
@@ -64,6 +77,6 @@ def _kept(net: Any, image: Tensor) -> float:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = net.forward_features(image)
+        out = net.forward_features(images)
     del out
-    return float(sum(storage.nbytes() for storage in storages.values()))
+    return sum(storage.nbytes() for storage in storages.values()) / IMAGES

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dsvlp import catalog, recipe, system
 from dsvlp.accounting import cnn, flops, flops_pixelbert, resnet
 from dsvlp.errors import RecipeError
+from dsvlp.models.cnn import backbone
 from dsvlp.models.counted import count
 from dsvlp.system import TrainRequest
 from dsvlp.types import DataFacts
@@ -98,6 +99,19 @@ def test_a_cnn_without_a_formula_is_counted_as_one_with_it():
         by_formula.forward,
         channels,
     )
+
+
+@pytest.mark.parametrize("name", ["vgg16", "dla34", "skresnet18"])
+def test_a_counted_cnn_has_the_parameters_of_the_built_one_and_keeps_no_more_recomputed(name):
+    found = count(name, 96, 128)
+    with torch.device("meta"):
+        assert found.parameters == sum(p.numel() for p in backbone(name).parameters())
+    assert 0 < found.kept_recomputing <= found.kept
+
+
+@pytest.mark.parametrize("name", ["dla34", "hrnet_w18"])
+def test_a_cnn_that_reads_whole_strides_alone_is_counted_on_the_canvas_of_a_4_to_3_picture(name):
+    assert count(name, 200, 266) == count(name, 224, 288)
 
 
 def test_where_nothing_can_count_the_known_names_are_told(monkeypatch):

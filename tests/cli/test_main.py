@@ -100,6 +100,7 @@ def test_a_recipe_says_how_many_images_its_pairs_have_and_which_pixels_it_asks_f
     [
         ("nosuch", "timm has no model of this name"),
         ("vit_tiny_patch16_224", "makes (1, 197, 192) of a picture of 224 x 224"),
+        ("coatnet_0_rw_224", "reads no picture of 96 x 160"),
     ],
 )
 def test_a_backbone_that_is_no_cnn_of_stride_32_has_no_price(name, reason):

@@ -35,6 +35,9 @@ def stirred(net: nn.Module) -> nn.Module:
         ("swin_tiny_patch4_window7_224", "makes (1, 7, 7, 768)"),
         ("inception_v3", "makes (1, 2048, 8, 8) of a picture of 299"),
         ("coatnet_0_rw_224", "reads no picture of 96 x 160"),
+        ("halonet26t", "reads no picture of"),
+        ("efficientvim_m1", "makes a list of a picture of 224 x 224"),
+        ("inception_next_atto", "cannot be built without its pooling (Cannot disable pooling)"),
     ],
 )
 def test_a_backbone_that_is_no_cnn_of_stride_32_is_refused_with_names_of_others(
@@ -46,17 +49,21 @@ def test_a_backbone_that_is_no_cnn_of_stride_32_is_refused_with_names_of_others(
     assert "resnet50" in str(error.value) and "resnext101_32x8d" in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnext101_32x8d", "convnext_base", "resnet10t", "dla34"])
+@pytest.mark.parametrize(
+    "name", ["resnet50", "resnext101_32x8d", "convnext_base", "resnet10t", "dla34", "skresnet18"]
+)
 def test_named_backbones_have_stride_32(name: str) -> None:
     with torch.device("meta"):
         net = CNN(config.validate(Table, {"name": name}, "test"))
-        assert net(torch.empty(1, 3, 96, 160)).shape == (1, net.width, 3, 5)
+        assert net(torch.empty(2, 3, 96, 160)).shape == (2, net.width, 3, 5)
 
 
-@pytest.mark.parametrize("name", ["dla34", "vgg16"])
-def test_a_cnn_that_timm_cannot_recompute_is_named_with_the_key(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "batch_norm"), [("dla34", "frozen"), ("vgg16", "frozen"), ("dla34", "train")]
+)
+def test_a_cnn_that_timm_cannot_recompute_is_named_with_the_key(name: str, batch_norm: str) -> None:
     with torch.device("meta"):
-        net = CNN(config.validate(Table, {"name": name}, "test"))
+        net = CNN(config.validate(Table, {"name": name, "batch_norm": batch_norm}, "test"))
     net.set_activation_checkpointing("none")
     with pytest.raises(RecipeError, match=rf"activation_checkpointing = 'full'.* cannot recompute {name}"):
         net.set_activation_checkpointing("full")
