@@ -74,7 +74,7 @@ class CNN(nn.Module):
         self._checkpointing = mode
         if mode == "none" or isinstance(self.body, ResNet):
             return
-        if not recomputes(self.body):
+        if not try_recomputing(self.body):
             raise RecipeError(
                 f"engine.activation_checkpointing = {mode!r}, but timm cannot recompute {self._name}",
                 "a CNN that can be: a ResNet, a ResNeXt, a ConvNeXt",
@@ -157,7 +157,7 @@ def _unfit(name: str, said: str, size: tuple[int, int]) -> RecipeError:
     )
 
 
-def recomputes(net: Any) -> bool:
+def try_recomputing(net: Any) -> bool:
     """Has timm recompute a net's blocks in backward; returns False where it cannot."""
     try:
         net.set_grad_checkpointing(True)

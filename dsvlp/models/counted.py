@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from dsvlp.models.cnn import STRIDE, backbone, recomputes
+from dsvlp.models.cnn import STRIDE, backbone, try_recomputing
 
 IMAGES = 2  # BatchNorm of one number a channel, as after pooling, refuses one in training
 
@@ -53,7 +53,7 @@ def count(name: str, height: int, width: int) -> Counted:
         images = images.new_empty(IMAGES, 3, *(-(-side // STRIDE) * STRIDE for side in (height, width)))
         forward = _flop(net, images)
     kept = _kept(net, images)
-    recomputed = _kept(net, images) if recomputes(net) else kept
+    recomputed = _kept(net, images) if try_recomputing(net) else kept
     parameters = sum(p.numel() for p in net.parameters())
     return Counted(parameters, forward, net.num_features, kept, recomputed)
 
